@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import signal_stack
+
 pytest.register_assert_rewrite("penstock.testing")
 
 MODELS = Path(os.environ.get("PENSTOCK_MODELS") or Path(__file__).parents[1] / ".models")
@@ -25,6 +27,21 @@ def registry_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as changed:
         changed.setenv("PENSTOCK_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session")
+def stack_of_signals() -> signal_stack.SignalStack:
+    """The stack on which the tests handle signals."""
+    return signal_stack.present()
+
+
+@pytest.fixture(autouse=True)
+def signals_have_a_stack(stack_of_signals: signal_stack.SignalStack) -> None:
+    """Each model that OpenVINO compiles in this process brings a stack for signals, and takes it
+    away when it goes, even if the thread uses it. The next signal that Python handles, a Ctrl-C
+    too, would end all tests without a word.
+    """
+    stack_of_signals.use()
 
 
 @pytest.fixture(autouse=True)

@@ -69,8 +69,7 @@ class PenstockError(Exception):
 class ConfigError(PenstockError, ValueError):
     """A configuration value is wrong. Ray's users catch it as a `ValueError`.
 
-    `field` is the dotted path of the field, `value` the given value, `hint` the nearest valid
-    name or value.
+    `field` is the field's dotted path, `value` the given value, `hint` a sentence on what to do.
     """
 
     status = 400
@@ -378,11 +377,10 @@ class OverloadedError(EngineError):
     status = 503
     retryable = True
     kind = "overloaded"
-    retry_after: float
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after: float = retry_after
 
 
 class TooManyRequestsError(OverloadedError):
@@ -398,11 +396,10 @@ class UnavailableError(EngineError):
     status = 503
     retryable = True
     kind = "unavailable"
-    retry_after: float
 
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after: float = retry_after
 
 
 class ShuttingDownError(UnavailableError):
@@ -455,9 +452,7 @@ def _bounded(text: str, limit: int) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """An error's text on one printable line. The text of a caller's exception class may be long,
-    empty, or itself raise.
-    """
+    """An error's text on one printable line; a caller's class may make it long, or raise."""
     try:
         text = str(error)
     except Exception:
@@ -467,9 +462,7 @@ def text_of(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """A text without lone surrogates, so that every stream can encode it: a stray byte of a file
-    name becomes `\\udce9`.
-    """
+    """A text that every stream can encode: a stray byte of a file name becomes `\\udce9`."""
     return text.encode(errors="backslashreplace").decode()
 
 

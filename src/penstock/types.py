@@ -13,9 +13,7 @@ from msgspec import Struct, field
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "abort", "error"]
 Message = dict[str, Any]
-"""One chat message in OpenAI's form: `role`, `content`, and optionally
-`tool_calls`, `tool_call_id`, `name`.
-"""
+"""One chat message in OpenAI's form: `role`, `content`, perhaps `tool_calls` and others."""
 
 
 class StructuredOutput(Struct, frozen=True):
@@ -24,10 +22,10 @@ class StructuredOutput(Struct, frozen=True):
     `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", EBNF in GBNF's form
     (as XGrammar reads it) for "grammar", and is empty for "json_object". `checked`: the caller
     validates the answer too, so an engine may leave parts that it cannot enforce to the caller.
-    `param`: the parameter of the request that holds the constraint, for errors. `after`: thoughts
-    may come first, which end with one of these texts; they begin with one of `openers`, or, if
-    there are none, at once. `triggers`: the text is free, and what follows each of these texts is
-    one value of `spec`, or a JSON list of them.
+    `param`: the request's parameter with the constraint, for errors. `after`: thoughts may come
+    first, which end with one of these texts; they begin with one of `openers`, or, if there are
+    none, at once. `triggers`: the text is free, and what follows each of these is one value of
+    `spec`, or a JSON list of them.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
@@ -40,9 +38,7 @@ class StructuredOutput(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A part of what is asked. A replica of an older version refuses a field that it does not know;
-    one that is at its default is not sent.
-    """
+    """A part of a request. A replica of an older version refuses a field that it does not know."""
 
 
 class Sampling(Asked, frozen=True):
@@ -91,9 +87,7 @@ class Sampling(Asked, frozen=True):
 FRACTIONS = tuple([name for name, kind in Sampling.__annotations__.items() if kind == "float"])
 """The fields of `Sampling` that are numbers with a fraction."""
 SAME_NAME = (*FRACTIONS, "min_tokens", "top_k", "seed", "ignore_eos")
-"""The fields of `Sampling` that are one value each, and have the same name and meaning in requests'
-bodies and at most engines.
-"""
+"""The fields of `Sampling` that bodies of requests and most engines have under the same name."""
 
 
 class ChatRequest(Asked, frozen=True):
@@ -214,9 +208,7 @@ class TranscriptionRequest(Asked, frozen=True):
 
 
 class SpeechRequest(Asked, frozen=True):
-    """A text to speak. `voice` is a name that the engine knows; None: the model's own. `speed` is
-    relative to the voice's.
-    """
+    """A text to speak. `voice` None is the model's own; `speed` is relative to the voice's."""
 
     text: str
     voice: str | None = None
@@ -226,8 +218,7 @@ class SpeechRequest(Asked, frozen=True):
 
 
 class TokenizeRequest(Asked, frozen=True):
-    """A text, or the conversation of `chat`, to turn into the token ids that the model is fed for
-    it.
+    """A text, or the conversation of `chat`, to turn into the token ids that the model gets.
 
     `special_tokens`: whether the tokenizer adds its own (such as BOS). `names`: the text of each
     token is wanted as well.
@@ -300,9 +291,7 @@ Question = PredicateQuestion | ChoiceQuestion | ScoreQuestion
 
 
 class DecideRequest(Asked, frozen=True):
-    """1 to 400 questions about one input: a text, or a conversation. The rest is as in
-    `ChatRequest`.
-    """
+    """1 to 400 questions about a text or a conversation. The rest is as in `ChatRequest`."""
 
     input: str | list[Message]
     questions: tuple[Question, ...]
@@ -363,13 +352,13 @@ class Delta(Struct, frozen=True, array_like=True):
     """One step's addition to one answer of a request.
 
     The last delta of an answer has a `finish_reason` and that answer's `usage`; `stop` is the stop
-    string that ended it, if any, and `stop_token` the id among `Sampling.stop_token_ids` that
-    did. The first of several deltas may have a `usage` of the prompt
-    alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
-    of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
-    answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
-    connector to another engine's. `prompt_logprobs` come with an answer's first delta,
-    and `prompt_token_ids` where the request asked for token ids.
+    string that ended it, if any, and `stop_token` the id among `Sampling.stop_token_ids` that did.
+    The first of several deltas may have a `usage` of the prompt alone. `chunks` are events of a
+    chat's stream as another server wrote them, each from the first of its `choices` to its end;
+    they precede `text`. `reasoning` is the model's thinking before its answer, if the engine
+    separates the two. `kv_transfer_params` is the message of the engine's KV connector to another
+    engine's. `prompt_logprobs` come with an answer's first delta, and `prompt_token_ids` if the
+    request asked for token ids.
     """
 
     index: int = 0
@@ -451,10 +440,8 @@ class Classifications(Struct, frozen=True):
 
 
 class Transcription(Struct, frozen=True):
-    """The text of a recording.
-
-    `segments` and `words` are set if asked for; `language`, a code, and `duration`, in seconds, if
-    the engine reports them.
+    """The text of a recording. `segments` and `words` are set if asked for; `language`, a code, and
+    `duration`, in seconds, if the engine reports them.
     """
 
     text: str

@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,15 @@ def test_mistakes_have_an_exit_code_of_their_own(monkeypatch, capsys, error, cod
     monkeypatch.setattr("penstock.cli.commands.cli", Command())
     assert process._code_of_command() == code
     assert str(error) in capsys.readouterr().err
+
+
+def test_a_limit_on_open_files_is_no_fault_of_ours(monkeypatch, capsys):
+    class Command:
+        def main(self, **_):
+            raise OSError(errno.EMFILE, "Too many open files", "rows.jsonl.penstock")
+
+    monkeypatch.setattr("penstock.cli.commands.cli", Command())
+    assert process._code_of_command() == 1
+    said = capsys.readouterr().err
+    assert "ulimit -n" in said
+    assert "fault" not in said

@@ -42,6 +42,13 @@ class Ends:
     def process(self, module):
         return EngineProcess(module, self.messages.put_nowait, self.death.set_result)
 
+    async def echo(self, process):
+        """What comes back for "a", or why nothing does."""
+        process.send(b"a")
+        answer = asyncio.ensure_future(self.messages.get())
+        await asyncio.wait([answer, self.death], return_when=asyncio.FIRST_COMPLETED)
+        return self.death.result() if self.death.done() else await answer
+
 
 async def test_messages_arrive_whole_and_in_order(module):
     ends = Ends()
@@ -54,6 +61,38 @@ async def test_messages_arrive_whole_and_in_order(module):
     await process.stop()
     assert process.pid is None
     assert not ends.death.done()  # it did not die of itself, and nobody waits for a cause
+
+
+async def test_no_module_comes_from_the_folder_in_which_it_runs(module, tmp_path, monkeypatch):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "random.py").write_text("raise SystemExit('taken for that of Python')")
+    monkeypatch.chdir(rows)
+    ends = Ends()
+    process = ends.process(module("import random\n" + ECHO))
+    await process.start()
+    assert await ends.echo(process) == b"a"
+    await process.stop()
+
+
+async def test_a_child_finds_what_an_interactive_parent_finds(module, tmp_path, monkeypatch):
+    name = module(ECHO)
+    monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if path != str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    ends = Ends()
+    process = ends.process(name)
+    await process.start()
+    assert await ends.echo(process) == b"a"
+    await process.stop()
+
+
+async def test_a_child_keeps_its_docstrings(module, monkeypatch):
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    ends = Ends()
+    process = ends.process(module("'kept'; __doc__.upper()\n" + ECHO))
+    await process.start()
+    assert await ends.echo(process) == b"a"
+    await process.stop()
 
 
 async def test_a_killed_child_is_noticed_with_its_signal(module):
@@ -194,22 +233,22 @@ def test_the_exporter_ends_with_who_started_it(tmp_path):
     parent = textwrap.dedent(
         f"""
         from pathlib import Path
-        from penstock.engines.openvino.model.source import _run
-        _run("m", ["-c", {sleeper!r}], Path({str(tmp_path)!r}) / "log", print)
+        from penstock.engines.openvino.model.exporter import run_python
+        run_python("m", ["-c", {sleeper!r}], Path({str(tmp_path)!r}) / "log", print)
         """
     )
     with subprocess.Popen([sys.executable, "-c", parent]) as running:
-        child = _child_of(running, [sys.executable, "-c", sleeper])
+        child = _child_of(running, sleeper)
         running.kill()
     _wait_until_gone(child)
 
 
-def _child_of(parent, command):
-    """The id of the child that runs `command`, once there is one."""
+def _child_of(parent, program):
+    """The id of the child that runs `program`, a text, once there is one."""
     while parent.poll() is None:
         for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] == command:
+                if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-2:-1] == [program]:
                     return int(pid)
         time.sleep(0.02)
     raise AssertionError(parent.returncode)

@@ -292,4 +292,5 @@ def test_a_digest_is_that_of_what_is_asked():
     assert digest_of(hello) == digest_of(same)
     assert digest_of(hello) != digest_of(ChatRequest([{"role": "user", "content": "Ho"}]))
     assert digest_of(EmbeddingRequest(["a"])) != digest_of(("EmbeddingRequest", "a"))
+    assert digest_of(EmbeddingRequest(["a"])) == digest_of(EmbeddingRequest(["a"], packed=True))
     assert digest_of({"text": "\ud800", "n": 2**70}) == digest_of({"text": "\ud800", "n": 2**70})

@@ -75,7 +75,9 @@ def run(argv: list[str], folder: Path, environment: dict[str, str], said: str = 
 
 def test_the_programs(environment: dict[str, str], folder: Path) -> None:
     parts = "\0".join(book.blocks("docs/ray.md", "python"))
-    parts = parts.replace("127.0.0.1:8000", f"127.0.0.1:{free_port()}")
+    parts = parts.replace("127.0.0.1:8000", f"127.0.0.1:{free_port()}").replace(
+        "/data/", f"{folder}/"
+    )
     run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, environment, parts)
     assert pq.read_table(folder / "answers")["label"].null_count == 0
 

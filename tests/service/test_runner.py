@@ -20,9 +20,11 @@ from penstock.errors import (
     OutputError,
     UnavailableError,
 )
+from penstock.serve.store.database import PRAGMAS
 from penstock.service import runner
 from penstock.service.batches import BatchStore
 from penstock.service.content import LEFT_S, Content
+from penstock.service.service import DATABASE
 from penstock.service.webhooks import Webhooks
 
 SLOW = {"time_per_token_ms": 20.0}
@@ -215,8 +217,9 @@ async def test_a_batch_of_another_version_keeps_its_answers_until_it_is_over(tmp
     folder = tmp_path / "running" / batch.id
     monkeypatch.setattr(manifests, "load", load)
     async with batch_service(tmp_path, engine=SLOW) as service:
-        for _ in range(3):  # a batch that failed would try it twice
-            await tried.acquire()
+        async with asyncio.timeout(30):
+            for _ in range(3):  # a batch that failed would try it twice
+                await tried.acquire()
         now = await service.openai().batches.retrieve(batch.id)
         assert (now.status, folder.exists()) == ("in_progress", True)
         assert now.request_counts.completed > 0
@@ -274,6 +277,21 @@ async def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         reply = await client.get("/v1/batches")
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")
     assert "Not a directory" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("fault", "status"), [("a damaged file", 503), ("a full disk", 507)])
+async def test_a_database_that_cannot_be_made_is_not_the_fault_of_the_client(
+    tmp_path, monkeypatch, fault, status
+):
+    async with batch_service(tmp_path / "batches") as service, service.http() as client:
+        if fault == "a full disk":  # a database of a page, which holds no table
+            pragmas = (*PRAGMAS, "max_page_count = 1")
+            monkeypatch.setattr("penstock.serve.store.database.PRAGMAS", pragmas)
+        else:
+            (tmp_path / "batches").mkdir(exist_ok=True)
+            (tmp_path / "batches" / DATABASE).write_bytes(b"no database" * 100)
+        reply = await client.get("/v1/batches")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, "unavailable")
 
 
 async def test_what_servers_that_died_left_is_deleted(tmp_path):

@@ -85,6 +85,8 @@ def _fault(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}: the limit is too low; `ulimit -n` raises this process's"
     if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
         return f"the output cannot be written: {error.strerror}"
     return (

@@ -202,6 +202,12 @@ class LLMEngine(Tasks, Operations):
         """
         return ()
 
+    def lacks(self) -> str:
+        """What is not installed here and the model needs, in a sentence; empty if nothing is known
+        to be missing. Loads and fetches nothing.
+        """
+        return ""
+
     def brings(self, operation: str) -> bool:
         """Whether the engine does this operation itself."""
         return operation in self.operations or getattr(type(self), operation) is not getattr(

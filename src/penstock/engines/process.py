@@ -132,6 +132,21 @@ def refusal_of(data: bytes | bytearray) -> Failed:
     )
 
 
+def python(*arguments: str) -> list[str]:
+    """The command that runs Python with `arguments` in a child. No module comes from the folder in
+    which it runs: a `types.py` beside the user's rows would be taken for Python's.
+    """
+    return [sys.executable, "-P", *arguments]
+
+
+def modules_of_this() -> dict[str, str]:
+    """The environment of a child that finds the modules that this process finds."""
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    if found.get("PYTHONOPTIMIZE"):
+        found["PYTHONOPTIMIZE"] = "1"  # 2 takes the docstrings away, which OpenVINO reads
+    return found
+
+
 _Spawn = Callable[[], "subprocess.Popen[bytes]"]
 _wanted: dict[int, SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]] = {}
 """The children that the starting thread is to start, by process id: a fork inherits no threads."""
@@ -203,8 +218,8 @@ class EngineProcess(asyncio.Protocol):
         with theirs:
             # A plain subprocess, not multiprocessing: the user's script needs no `if __name__ ==
             # "__main__"` guard.
-            command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid())]
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+            command = python("-m", self._module, str(theirs.fileno()), str(os.getpid()))
+            environment = modules_of_this()
             fds = (theirs.fileno(),)
 
             def spawn() -> subprocess.Popen[bytes]:

@@ -52,6 +52,7 @@ _NOT_ASKED = {
     "stream": True,
     "forward_chunks": False,
     "kv_transfer_params": None,
+    "packed": False,
 }
 
 
@@ -408,7 +409,7 @@ class Quarantine:
 
 def digest_of(asked: Any) -> bytes:
     """16 bytes that name what is asked of an engine. They do not depend on the caller, or on
-    whether the answer is streamed.
+    how the answer is sent.
     """
     if isinstance(asked, msgspec.Struct):
         neutral = {

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.process import die_with_parent
+from penstock.engines.process import die_with_parent, modules_of_this, python
 from penstock.errors import ConfigError, EngineError
 from penstock.loadtest.statistics import Ratio, ratio
 from penstock.loadtest.workload import (
@@ -103,8 +103,9 @@ def _child(kind: str, path: str, folder: str, prompts: Sequence[Prompt]) -> Any:
     place = Path(folder, "prompts.json")
     place.write_bytes(msgspec.json.encode(prompts))
     done = subprocess.run(
-        [sys.executable, "-m", "penstock.loadtest.jobs", kind, path, place],
+        python("-m", "penstock.loadtest.jobs", kind, path, str(place)),
         capture_output=True,
+        env=modules_of_this(),
         cwd=folder,
         preexec_fn=partial(die_with_parent, os.getpid()),
     )

@@ -6,13 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from penstock.engines.process import die_with_parent
+from penstock.engines.process import die_with_parent, modules_of_this, python
 from penstock.errors import EngineStartError
 from penstock.http.standard import opened
 
@@ -36,11 +35,11 @@ def address_of(target: str, serve_options: Sequence[str] = ()) -> Iterator[str]:
         argv = ["-m", "penstock.cli", "serve", target, "--port", "0", *serve_options]
         argv += ["--no-batches", "--log-level", "warning"]
     with subprocess.Popen(
-        [sys.executable, *argv],
+        python(*argv),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-        env={name: value for name, value in os.environ.items() if name not in _KEYS},
+        env={name: value for name, value in modules_of_this().items() if name not in _KEYS},
         preexec_fn=partial(die_with_parent, os.getpid()),
     ) as process:
         try:

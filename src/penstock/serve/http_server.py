@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import re
@@ -32,6 +33,29 @@ from penstock.serve.models.handle import ModelHandle
 _log = logging.getLogger("penstock.serve")
 
 
+_USED_UP = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Listening(socket.socket):
+    """A socket that listens. Where a connection cannot be accepted for want of file descriptors,
+    asyncio waits for a second, but only after it has tried as often as the backlog is long, and
+    with a timer and a traceback for each try: this ends its tries after the first.
+    """
+
+    _used_up = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As in `socket.socket`."""
+        if self._used_up:
+            self._used_up = False
+            raise BlockingIOError
+        try:
+            return super().accept()
+        except OSError as error:
+            self._used_up = error.errno in _USED_UP
+            raise
+
+
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A socket that listens; port 0 takes a free one. Several processes may listen on a `shared`
     port, and the kernel deals connections out to them. Raises `ConfigError` where that cannot be.
@@ -39,7 +63,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named: asyncio turns Nagle's delays off only where it sees that a socket is
     # TCP.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening = Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
@@ -58,7 +82,7 @@ def listen_at(path: str) -> socket.socket:
     """A Unix domain socket that listens at a path. One that a killed server left there is replaced.
     Raises `ConfigError` where that cannot be.
     """
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening = Listening(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if Path(path).is_socket() and not _is_answered(path):
             Path(path).unlink()
@@ -160,6 +184,8 @@ class HttpServer:
         """
         models = list(handles)
         loop = asyncio.get_running_loop()
+        before = loop.get_exception_handler()
+        loop.set_exception_handler(partial(say_or_pass_on, before))
         for number in ending_signals() if signals else ():
             # A terminal that closes sends SIGHUP several times: only the others say to hurry.
             begin = self._stopping.set if number is signal.SIGHUP else self.stop
@@ -182,6 +208,7 @@ class HttpServer:
                 task.cancel()
             await asyncio.gather(stop, starting, serving, return_exceptions=True)
             await asyncio.gather(*(model.stop(0.0) for model in models), return_exceptions=True)
+            loop.set_exception_handler(before)
 
     async def _drain(self) -> None:
         ingress = self.app.ingress
@@ -213,6 +240,27 @@ def ending_signals() -> tuple[signal.Signals, ...]:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return asked
     return (*asked, signal.SIGHUP)
+
+
+def say_or_pass_on(
+    before: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None,
+    loop: asyncio.AbstractEventLoop,
+    context: dict[str, Any],
+) -> None:
+    """Say in a line that connections cannot be accepted; leave other faults to who was there
+    `before`.
+    """
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _USED_UP and "socket" in context:
+        _log.error(
+            "no connection can be accepted for a second: %s (too many clients for the limit on"
+            " open files, which `ulimit -n` raises?)",
+            error.strerror,
+        )
+    elif before is not None:
+        before(loop, context)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _busy(connection: Any) -> bool:

@@ -164,7 +164,8 @@ def _failing(read: str | None = None) -> Iterator[None]:
 
 def unavailable(error: Exception) -> UnavailableError:
     """The error for a disk or a store that does not work now. A full one has its own status."""
-    told = UnavailableError(f"files cannot be stored or read: {class_and_text(error)}")
+    why = str(error) if isinstance(error, PenstockError) else class_and_text(error)
+    told = UnavailableError(f"files cannot be stored or read: {why}")
     if is_full(error):
         told.status = 507
     return told

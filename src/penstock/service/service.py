@@ -65,12 +65,18 @@ class BatchService:
                 why = str(error).replace(place, masked(place))
                 raise ConfigError(why, field="files", value=masked(place)) from None
         if self._has_state():
-            await self.opened()
+            await self._opened()
 
     async def opened(self) -> Stores:
-        """The stores, which are opened now if they are not open. Raises `ConfigError`, and
-        `UnavailableError` after `stop` or if the folder cannot be made.
+        """The stores, which are opened now if they are not open. Raises `UnavailableError` after
+        `stop`, or if they cannot be opened: a full disk is not the client's fault.
         """
+        try:
+            return await self._opened()
+        except ConfigError as error:
+            raise unavailable(error) from error
+
+    async def _opened(self) -> Stores:
         async with self._opening:
             if self._stopped:
                 raise UnavailableError("the server is shutting down")

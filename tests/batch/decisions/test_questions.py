@@ -117,6 +117,7 @@ GOOD = {"name": "good", "instructions": "Good?"}
         ({"name": "x", "type": "choice"}, r"questions\[1\] \('x'\): options is missing"),
         ({"name": 3, "instructions": "Is it?"}, r"questions\[1\]: name must be text, not 3"),
         ({"name": "x", "options": [["a"]]}, r"\('x'\): options\[0\] must be text, a number, true"),
+        ({"name": "x", "options": [np.array([1, 2])]}, r"options\[0\] must be text, a number, t"),
         ({"name": "x", "options": ["a", None]}, r"options\[1\] .* not None \(in YAML, quotes mak"),
         ({"name": "x", "options": [{"label": None}]}, r"options\[0\]\.label must be text, a num"),
         ({"name": "x", "options": ["a", 1]}, r"questions\[1\] \('x'\) has values of several kinds"),

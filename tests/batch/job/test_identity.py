@@ -126,6 +126,13 @@ def test_another_conversion_of_a_model_is_another_job_and_has_no_cached_answers(
     assert all("conversion" not in one for one in as_it_is)
 
 
+@pytest.mark.parametrize("source", ["~no-such-user/here", "x" * 300, f"{'x' * 300}.gguf"])
+def test_a_model_that_no_path_can_name_has_an_identity_until_its_start_refuses_it(source):
+    processor = build_processor(OpenVINOEngineProcessorConfig(model_source=source))
+    assert processor_identity(processor)["conversion"] in (None, openvino._RECIPE)
+    assert model_identity(OpenVINOEngine(source))["model"] == source
+
+
 async def test_a_job_goes_on_with_the_conversion_that_began_it(raised, tmp_path):
     source, raise_recipe = raised
     job = penstock.Job([{"text": "a"}], str(tmp_path / "o.jsonl"), prompt="{text}", model=source)

@@ -87,7 +87,7 @@ async def test_other_requests_of_the_same_rows_are_told(source, tmp_path, make_e
     output = tmp_path / "out.jsonl"
     await interrupted(source, output, make_engine(), 5)
     monkeypatch.setattr("penstock.batch.flow.digest_key", lambda digest: 1)
-    with pytest.raises(JobMismatchError, match=r"no longer asks for .* that began it.*--fresh"):
+    with pytest.raises(JobMismatchError, match=r"no longer .*preprocess.* that began it.*--fresh"):
         await ask(source, output, make_engine())
 
 

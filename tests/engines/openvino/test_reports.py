@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engines.openvino.model import source
+from penstock.engines.openvino.model.exporter import run_python
 
 _IMPORT = "import openvino_telemetry"
 
@@ -27,7 +27,11 @@ def test_neither_does_the_exporter(
         f"try:\n {_IMPORT}\nexcept ImportError:\n print('none')"
     )
     (tmp_path / "an_exporter.py").write_text(program)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "runpy.py").write_text("raise SystemExit('taken for that of Python')")
+    monkeypatch.chdir(rows)
     arguments = [kind, program if kind == "-c" else "an_exporter", "one", "two"]
-    source._run("a model", arguments, tmp_path / "log", lambda stage: None)
+    run_python("a model", arguments, tmp_path / "log", lambda stage: None)
     assert (tmp_path / "log").read_text() == "['one', 'two'] __main__\nnone\n"

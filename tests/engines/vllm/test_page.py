@@ -33,6 +33,6 @@ def test_a_command(line, tmp_path):
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr

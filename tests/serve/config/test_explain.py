@@ -12,6 +12,7 @@ from penstock.serve.config.explain import Port, explain
 from penstock.serve.config.placement import replica_bundles
 from penstock.serve.config.serving_args import LLMServingArgs, read_args
 from penstock.serve.models.data_parallel import grouped
+from penstock.serve.models.local import build_local_handles
 
 
 def args(*models, **fields):
@@ -256,6 +257,22 @@ def test_what_looks_wrong_is_said(deployment, warning):
     }
     (found,) = one(given).warnings
     assert re.search(warning, found)
+
+
+def test_a_model_that_cannot_be_converted_here_is_told(tmp_path, monkeypatch, caplog):
+    """An on-demand model told its first client, and nobody before."""
+    monkeypatch.setattr("penstock.engines.openvino.model.source.find_spec", lambda name: None)
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    given = {
+        "loading": {"model_source": str(tmp_path)},
+        "deployment_config": {"autoscaling_config": {"min_replicas": 0, "max_replicas": 1}},
+    }
+    lacks = [text for text in one(given, runtime="local").warnings if "[convert]" in text]
+    assert len(lacks) == 1
+    build_local_handles(args(given).llm_configs)
+    assert f"model 'm0' will not start: {lacks[0]}" in caplog.text
+    assert not any("[convert]" in text for text in one(given, runtime="ray").warnings)
 
 
 def test_bundles_that_do_not_fit_the_workers_are_counted():

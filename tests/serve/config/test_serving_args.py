@@ -264,3 +264,15 @@ def test_fields_that_only_serve_run_honours_are_named(tmp_path, caplog):
     first, second = (record.getMessage() for record in caplog.records)
     assert "applications[0].deployments has no effect here: set deployment_config" in first
     assert "applications[0].runtime_env has no effect here: set runtime_env" in second
+
+
+def test_so_is_what_a_file_says_of_the_cluster(tmp_path, caplog):
+    """Who moves such a file would wait on its port for nothing."""
+    file = tmp_path / "serve.yaml"
+    beside = {"http_options": {"host": "0.0.0.0", "port": 9000}, "proxy_location": "EveryNode"}
+    content = {"applications": [application("a", route_prefix="/llm")], **beside}
+    file.write_text(json.dumps(content))
+    load_serving_args(file)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "http_options has no effect here: set --host, --port and --root-path"
+    assert second == "applications[0].route_prefix has no effect here: set --root-path /llm"

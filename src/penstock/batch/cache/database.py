@@ -111,7 +111,7 @@ class AnswerDatabase:
         second.
         """
         with contextlib.suppress(TypeError, ValueError, OverflowError):  # only its maker knows it
-            self._waiting[digest] = Answer(digest, int(time.time()), _encode(outcome))
+            self._waiting[digest] = Answer(digest, int(time.time()), _encode(outcome.stored()))
         due = time.monotonic() - self._written > _SECONDS
         if due or len(self._waiting) % _AT_ONCE == 0:
             self.write()

@@ -104,7 +104,7 @@ def model_identity(engine: LLMEngine) -> dict[str, Any]:
     if source == demo.MODEL_NAME:
         path = demo.model_path("openvino" if engine.name == "openvino" else "huggingface")
     else:
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
     where = {
         name: engine.engine_kwargs[name]
         for name in ("base_url", "upstreams")
@@ -114,7 +114,7 @@ def model_identity(engine: LLMEngine) -> dict[str, Any]:
     return {
         "engine": engine.name,
         **({} if conversion is None else {"conversion": conversion}),
-        "model": _content(path) if path.exists() else source,
+        "model": _content(path) if os.path.exists(path) else source,
         "options": engine.deciding_kwargs | where,
         "deterministic": engine.deterministic,
     }

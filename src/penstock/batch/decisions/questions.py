@@ -301,7 +301,7 @@ def _option(given: Any, called: str) -> Any:
 
 def _labelled(given: Any, called: str) -> dict[str, Any]:
     """The option with this label. A number, and true or false, is its value too."""
-    if hasattr(given, "item"):  # NumPy's
+    if getattr(given, "ndim", None) == 0:  # a number of NumPy's
         given = given.item()
     if isinstance(given, bool):  # what YAML makes of yes and no
         return {"label": "Yes" if given else "No", "value": given}

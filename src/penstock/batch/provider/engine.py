@@ -181,9 +181,7 @@ class BatchApiEngine(LLMEngine):
                     raise unanswered(batch, custom_id)
                 return self._api.result(task, request, self._api.read(found))
             except PenstockError:
-                if (
-                    not of_earlier_generation
-                ):  # else the line failed there, and is to be tried again
+                if not of_earlier_generation:  # else it failed there, and is tried again
                     raise
 
     async def _ended(self, custom_id: str) -> Batch:

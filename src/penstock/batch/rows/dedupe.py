@@ -64,7 +64,7 @@ class AnswerCache:
     def put(self, digest: bytes, outcome: Outcome) -> None:
         """Remember an answer, unless it holds values of a type that cannot be encoded."""
         try:
-            packed = _encode(outcome)
+            packed = _encode(outcome.stored())
         except (TypeError, ValueError, OverflowError):
             return
         self._bytes += len(packed) - len(self._recent.get(digest, b""))

@@ -116,8 +116,9 @@ def other_requests(index: int) -> JobMismatchError:
     """The error of a row that asks for something else now, though its files are the same."""
     return JobMismatchError(
         f"row {index} no longer asks for what it was answered. Files that rows name have changed,"
-        " or this version of Penstock makes other requests of the same rows: finish the job with"
-        " the one that began it, give another output, or --fresh to discard what was done",
+        " `preprocess` gives other columns than before, or this version of Penstock makes other"
+        " requests of the same rows: finish the job with the one that began it, give another"
+        " output, or --fresh to discard what was done",
         {"requests": ("those of the answers", "others")},
     )
 

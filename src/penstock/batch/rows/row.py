@@ -5,6 +5,7 @@ output row of the other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ class RowError(Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(Struct, array_like=True, omit_defaults=True):
-    """What became of a row. Journaled as it stands.
+    """What became of a row. Journals and caches keep what `stored` gives.
 
     `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON
     text. `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the
@@ -60,6 +61,15 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
     parsed: Any = None
     skipped: bool = False
     packed: bytes = b""
+
+    def stored(self) -> Outcome:
+        """As it is written and read again: a vector stands in `response`, in base64, as in what
+        every version has written.
+        """
+        if not self.packed:
+            return self
+        text = b64encode(self.packed).decode()
+        return msgspec.structs.replace(self, response=text, packed=b"")
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+from base64 import b64decode
 from collections.abc import AsyncIterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -84,7 +85,9 @@ class ColumnVectors(ColumnRequests):
             vectors=vectors,
             packed=vectors == "dense",
         )
-        self._digest = blake2b(self._encode((self.kind, self._asked)), digest_size=16)
+        # How vectors come here makes no other request: earlier versions had them otherwise.
+        asked = msgspec.structs.replace(self._asked, packed=False)
+        self._digest = blake2b(self._encode((self.kind, asked)), digest_size=16)
         self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:
@@ -116,7 +119,8 @@ class ColumnVectors(ColumnRequests):
             vectors = [floats(vector) for vector in (made if self._kind == "multi" else [one])]
         packed = b"".join(packed_as(self._type, vector) for vector in vectors)
         if self._kind == "sparse":
-            return Outcome(packed=packed, usage=found.usage, parsed=made.indices)
+            empty = None if packed else ""
+            return Outcome(empty, usage=found.usage, parsed=made.indices, packed=packed)
         for vector in vectors:
             width = len(vector) // FLOAT_BYTES
             self._width = self._width or width
@@ -130,8 +134,9 @@ class ColumnVectors(ColumnRequests):
 
     def results(self, outcome: Outcome) -> list[Any]:
         value: Any = None
-        if outcome.error is None and (outcome.packed or self._kind == "sparse"):
-            value = unpack(outcome.packed, self._type)
+        if outcome.error is None and (outcome.packed or outcome.response is not None):
+            packed = outcome.packed or b64decode(outcome.response or "")
+            value = unpack(packed, self._type)
             if self._kind == "sparse":
                 value = {"indices": outcome.parsed, "values": value.tolist()}
             else:

@@ -75,6 +75,10 @@ _encode_record = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(Record).decode
 
 
+def _record(index: int, digest: bytes, outcome: Outcome, row_key: int) -> bytes:
+    return _encode_record(Record(index, digest_key(digest), outcome.stored(), row_key))
+
+
 def digest_key(digest: bytes) -> int:
     """The part of a request digest that is journaled."""
     return int.from_bytes(digest[:7], "little")
@@ -218,7 +222,7 @@ class Journal:
     def add(self, index: int, digest: bytes, outcome: Outcome, row_key: int = 0) -> bool:
         """Note a finished row. Returns whether the caller must call `flush` to write it."""
         first = not self._buffer
-        self._buffer.append(_encode_record(Record(index, digest_key(digest), outcome, row_key)))
+        self._buffer.append(_record(index, digest, outcome, row_key))
         return first
 
     def flush(self) -> None:
@@ -251,8 +255,7 @@ class Journal:
         old = self._rows_files()
         previous = self._descriptor
         kept = [
-            _encode_record(Record(index, digest_key(digest), outcome, row_key))
-            for index, digest, outcome, row_key in waiting
+            _record(index, digest, outcome, row_key) for index, digest, outcome, row_key in waiting
         ]
         kept += [_encode_record(record) for record in self.pending.values()]
         descriptor = self._descriptor = self._open()

@@ -100,12 +100,8 @@ class ColumnTables:
             sizes = [batch.num_rows for batch in batches.values()]
             starts = dict(zip(batches, itertools.accumulate(sizes, initial=0), strict=False))
             whole = _joined([pa.Table.from_batches([batch]) for batch in batches.values()])
-            # A row that could not be read is not there, and is null in each column.
-            places = [
-                None if row.record_batch is None else starts[id(row.record_batch)] + row.offset
-                for row in rows
-            ]
-            if places[0] is not None and places == list(range(places[0], places[0] + len(places))):
+            places = [starts[id(row.record_batch)] + row.offset for row in rows]
+            if places == list(range(places[0], places[0] + len(places))):
                 return whole.slice(places[0], len(places))
             return whole.unify_dictionaries().take(pa.array(places, pa.int64()))
         names = dict.fromkeys(self._columns)

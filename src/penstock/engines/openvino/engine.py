@@ -29,7 +29,12 @@ from penstock.engines.openvino.model.files import (
     sees,
 )
 from penstock.engines.openvino.model.gguf import check_gguf_tokenizer
-from penstock.engines.openvino.model.source import check_tokenizer, find_model, recipe_of
+from penstock.engines.openvino.model.source import (
+    check_tokenizer,
+    find_model,
+    lack_of,
+    recipe_of,
+)
 from penstock.engines.openvino.model.stated import stated, stated_context_length, stated_inputs
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
@@ -147,6 +152,11 @@ class OpenVINOEngine(WorkerEngine):
 
     def stated_inputs(self) -> tuple[str, ...]:
         return stated_inputs(self.model_source, self.options.task)
+
+    def lacks(self) -> str:
+        options = self.options
+        lack = lack_of(self.model_source, options.task, options.weight_format, options.conversion)
+        return "" if lack is None else str(lack)
 
     # Life
     async def _load_message(self) -> Load:

@@ -18,6 +18,7 @@ from msgspec.structs import asdict
 
 from penstock.cores import usable_cores
 from penstock.engines.beams import Beams
+from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.model.draft import needs_whole_prompts
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf import read_header
@@ -39,7 +40,7 @@ AS_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that changes nothing. Without a template, the pipeline adds special tokens to
 each text, even if the model's own template has written them already.
 """
-GGUF_TOKENIZER_LIMIT = 8192
+_GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
 _STOP_CRITERIA = {
     False: genai.StopCriteria.HEURISTIC,
@@ -92,8 +93,15 @@ class Pipelines:
         file = Path(self._path) / (LANGUAGE_MODEL if self.sees else "openvino_model.xml")
         if not file.is_file():
             return None
-        size = ov.Core().read_model(file).output("logits").get_partial_shape()[-1]
+        size = shared_core().read_model(file).output("logits").get_partial_shape()[-1]
         return int(size.get_length()) if size.is_static else None
+
+    def tokenizer(self, pipeline: Any) -> Tokenizer:
+        """The tokenizer of a pipeline of the model."""
+        found = pipeline.get_tokenizer()
+        if not self._path.endswith(".gguf") or self._options.tokenizer is not None:
+            return Tokenizer(found)
+        return Tokenizer(found, _GGUF_TOKENIZER_LIMIT, read_header(Path(self._path)).begins_with)
 
     def base(self) -> Any:
         """A further pipeline of the model without an adapter."""

@@ -125,6 +125,8 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
     size, sizes = model_size(config), parallelism(config.engine_kwargs)
     fewest, most = config.deployment_config.replica_counts
     if runtime == "local":
+        if engine is not None and (lack := engine.lacks()):
+            warnings.append(lack)
         fewest, most = local_counts(config)
         if ignored := passed_over(config):
             warnings.append(

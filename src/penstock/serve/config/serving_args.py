@@ -26,8 +26,16 @@ _BUILDERS = tuple(f"build_{kind}openai_app" for kind in ("", "dev_", "pd_", "dp_
 _FOR_SERVE_RUN = {
     "deployments": "deployment_config of the models",
     "runtime_env": "runtime_env of the models",
+    "autoscaling_policy": "autoscaling_config of the models",
+    "logging_config": "--log-level and --log-format",
 }
 """Fields of an application that `serve run` honours → what both runtimes read instead."""
+_OF_CLUSTER = {
+    "http_options": "--host, --port and --root-path",
+    "logging_config": "--log-level and --log-format",
+    "tracing_config": "--tracing",
+}
+"""The same of what a Ray Serve file says beside its applications."""
 
 
 class IngressClsConfig(Items, kw_only=True):
@@ -209,6 +217,7 @@ def load_serving_args(path: str | Path) -> LLMServingArgs:
                 "must hold a list of models, or a mapping with 'llm_configs' or 'applications'"
             )
         if "applications" in content:
+            _name_unread(content, _OF_CLUSTER, "")
             return _of_applications(content["applications"], file.parent)
         if "model_loading_config" in content:
             return LLMServingArgs.from_dict({"llm_configs": [content]}, file.parent)
@@ -268,10 +277,18 @@ def _of_application(application: Any, folder: Path, where: str) -> LLMServingArg
         made = grouped(made)
     if builder == "build_dev_openai_app":
         made = replace(made, http=replace(made.http, dev=True))
-    for name, instead in _FOR_SERVE_RUN.items():
-        if given.get(name):
-            _log.warning("%s.%s has no effect here: set %s", where, name, instead)
+    _name_unread(given, _FOR_SERVE_RUN, where)
+    if (prefix := given.get("route_prefix")) not in (None, "/"):
+        _log.warning(
+            "%s has no effect here: set --root-path %s", _at(where, "route_prefix"), prefix
+        )
     return made
+
+
+def _name_unread(given: Mapping[str, Any], fields: Mapping[str, str], where: str) -> None:
+    for name, instead in fields.items():
+        if given.get(name):
+            _log.warning("%s has no effect here: set %s", _at(where, name), instead)
 
 
 def _imported_by(import_path: str, args: LLMServingArgs) -> LLMServingArgs:

@@ -142,6 +142,9 @@ class EngineGroup(LLMEngine):
     def stated(self) -> Stated:
         return self.ranks[0].stated()
 
+    def lacks(self) -> str:
+        return self.ranks[0].lacks()
+
     @property
     def shares_steps(self) -> bool:
         return self.ranks[0].shares_steps

@@ -249,8 +249,13 @@ def faced(config: LLMConfig, model: LocalModel) -> ModelHandle:
 
 
 def _handle(config: LLMConfig, budget: MemoryBudget) -> ModelHandle:
-    if local_counts(config)[1] == 1:
-        return faced(config, LocalModel(config, budget))
+    fewest, most = local_counts(config)
+    if most == 1:
+        model = LocalModel(config, budget)
+        # A model that starts now says it itself, one on demand only to its first client.
+        if fewest == 0 and (lack := model.server.engine.lacks()):
+            _log.warning("model '%s' will not start: %s", config.model_id, lack)
+        return faced(config, model)
     from penstock.serve.models.replicated import ReplicatedModel  # which is made of `LocalModel`s
 
     return ReplicatedModel(config, budget)

@@ -48,7 +48,7 @@ class Database:
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"{path} cannot be used: {error}", field=field) from None
+            raise ConfigError(f"{path} cannot be used: {error}", field=field) from error
         try:
             self._prepare(schema, version)
         except BaseException:
@@ -92,7 +92,7 @@ class Database:
             self.run_now(lambda db: _make_tables(db, schema, version))
         except sqlite3.Error as error:
             why = f"{self.path} cannot be used: {error}"
-            raise ConfigError(why, field=self._field) from None
+            raise ConfigError(why, field=self._field) from error
 
     def _check_ours(self, version: int) -> None:
         """Raise `ConfigError` for another program's or version's file, which stays as it is."""

@@ -90,8 +90,16 @@ def test_a_value_of_unknown_kind(tmp_path):
         find_model(str(path), None, None)
 
 
-def test_a_length_beyond_any_file(tmp_path):
-    path = gguf(tmp_path / "m.gguf", ("general.name", STRING, struct.pack("<Q", 2**62)))
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (STRING, struct.pack("<Q", 2**62)),
+        (ARRAY, struct.pack("<IQQ", STRING, 2, 2**63 - 1)),
+        (ARRAY, struct.pack("<IQ", ARRAY, 1) * 3000),
+    ],
+)
+def test_a_value_of_no_file(tmp_path, kind, value):
+    path = gguf(tmp_path / "m.gguf", ("general.name", kind, value))
     with pytest.raises(EngineStartError, match="cut off or damaged"):
         find_model(str(path), None, None)
 

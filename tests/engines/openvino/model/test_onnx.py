@@ -94,7 +94,7 @@ class TestRefusals:
             find_model(source, None, None)
 
     def test_a_classifier_is_refused_before_it_is_read(self, folder, monkeypatch):
-        monkeypatch.setattr(module, "run", lambda *_: pytest.fail("it was read"))
+        monkeypatch.setattr(module, "run_python", lambda *_: pytest.fail("it was read"))
         source = rerank_onnx(folder)
         config = json.loads((folder / "config.json").read_bytes())
         config["id2label"] = {"0": "a", "1": "b", "2": "c"}

@@ -349,7 +349,17 @@ class TestSources:
             convert("org/name")
 
     @pytest.mark.parametrize(
-        "source", ["nothing", "./no/where", "/no/where", "a/b/c", "org/name@", ""]
+        "source",
+        [
+            "nothing",
+            "./no/where",
+            "/no/where",
+            "a/b/c",
+            "org/name@",
+            "",
+            "~no-such-user/here",
+            "x" * 300,
+        ],
     )
     def test_neither_a_path_nor_a_hub_id(self, source):
         with pytest.raises(

@@ -33,13 +33,10 @@ from penstock.engines.openvino.logits.deciding import Deciding
 from penstock.engines.openvino.logits.scoring import Logits, Scoring, check_together
 from penstock.engines.openvino.logits.second_copy import is_biased, needs_scores
 from penstock.engines.openvino.model.files import read_config
-from penstock.engines.openvino.model.gguf import read_header
 from penstock.engines.openvino.options import OpenVINOOptions, failure_of, reason_of
 from penstock.engines.openvino.pipeline import (
-    GGUF_TOKENIZER_LIMIT,
     RUNNING,
     Pipelines,
-    Tokenizer,
     generation_config,
     sequences_wanted,
 )
@@ -80,10 +77,7 @@ class Generation:
         self._scoring = Scoring(self._logits)
         pipeline = self._pipelines.first()
         self._cache_tokens = self._pipelines.cache_blocks * BLOCK_SIZE
-        limits: tuple[int | None, ...] = ()
-        if path.endswith(".gguf") and options.tokenizer is None:
-            limits = GGUF_TOKENIZER_LIMIT, read_header(Path(path)).begins_with
-        self._tokenizer = Tokenizer(pipeline.get_tokenizer(), *limits)
+        self._tokenizer = self._pipelines.tokenizer(pipeline)
         self.tokenize, self.detokenize = self._tokenizer.tokenize, self._tokenizer.detokenize
         self.encoded = self._tokenizer.encoded
         self.vocabulary = self._tokenizer.vocabulary

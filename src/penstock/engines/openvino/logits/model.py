@@ -19,6 +19,7 @@ from weakref import WeakSet, proxy
 import numpy as np
 import openvino as ov
 
+from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.logits.graph import (
     bytes_a_token,
     extend,
@@ -87,7 +88,7 @@ class LogitModel:
     def __init__(
         self, path: str, options: OpenVINOOptions, exact: bool = True, grows: bool = True
     ) -> None:
-        core = ov.Core()
+        core = shared_core()
         model = core.read_model(path)
         self.planes = 0
         self._folder = Path(path).parent

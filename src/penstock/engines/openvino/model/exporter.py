@@ -1,17 +1,15 @@
-"""Runs the exporter, and what else a conversion needs of other Python programs, in processes of
-their own, and reads what they report.
-"""
+"""Runs the exporter, and what else converts models, in a process that ends with this one."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from penstock import private_files
+from penstock.engines.process import python
 from penstock.errors import EngineStartError
 
 _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
@@ -42,13 +40,25 @@ parent's id. The exporter and its libraries report nothing to anybody: they find
 _PACKAGES = Path(__file__).parents[4]
 
 
-def unfit(names: list[str]) -> str:
-    """What a model lacks of which these weights were not loaded, after "it" or its name."""
+def check_loaded(source: str, task: str, not_loaded: list[str], log: Path) -> None:
+    """Refuse a model of which weights are missing: transformers takes random numbers for them."""
+    if task == "embed":  # of hidden states: what makes one vector of them has no part in that
+        not_loaded = [name for name in not_loaded if "pooler" not in name.split(".")]
+    if not_loaded:
+        raise EngineStartError(
+            f"'{source}' {_unfit(not_loaded)}: fetch the whole model, or leave out a task that it"
+            f" was not made for (the log: {log})"
+        )
+
+
+def _unfit(names: list[str]) -> str:
     shown = ", ".join(names[:3] + ["…"] * (len(names) > 3))
     return f"has no weights, or none of the shape in its config.json, for {shown}"
 
 
-def run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> list[str]:
+def run_python(
+    source: str, arguments: list[str], log: Path, stage: Callable[[str], None]
+) -> list[str]:
     """Run Python with `arguments` and append its output to `log`. Returns the names of weights that
     were reported as not loaded. Raises `EngineStartError` with its last error line.
     """
@@ -57,7 +67,7 @@ def run(source: str, arguments: list[str], log: Path, stage: Callable[[str], Non
         # All files are local by now. In offline mode the exporter does not ask the hub for optional
         # files.
         exporter = subprocess.Popen(
-            [sys.executable, "-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments],
+            python("-c", _TIED, str(_PACKAGES), str(os.getpid()), *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -81,7 +91,7 @@ def run(source: str, arguments: list[str], log: Path, stage: Callable[[str], Non
     if exporter.returncode:
         reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
         if not_loaded:
-            reason = f"it {unfit(not_loaded)}"
+            reason = f"it {_unfit(not_loaded)}"
         if newest := _NEWEST.search(reason):
             reason += f"; for the conversion, pip install 'transformers<={newest[1]}'"
         raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")

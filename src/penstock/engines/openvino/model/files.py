@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,8 @@ TASKS_OF = {
 
 def is_ir(path: Path) -> bool:
     """Whether `path` is a directory with a converted model."""
-    return path.is_dir() and any(path.glob("openvino_*model*.xml"))
+    # Not path.is_dir(), which raises OSError for a name that is too long.
+    return os.path.isdir(path) and any(path.glob("openvino_*model*.xml"))
 
 
 def onnx_file(path: Path) -> Path | None:

@@ -54,6 +54,8 @@ _NUMBERS = {
 _STRING, _ARRAY = 8, 9
 _F32 = 0
 _LENGTH = struct.Struct("<Q")
+_LONGEST = 1 << 28
+"""Bytes of a text: no file of a model states a longer one."""
 
 
 class Header(NamedTuple):
@@ -143,7 +145,7 @@ def _read(path: Path, size: int, _: int) -> Header:
                 factors = struct.unpack(f"<{count}f", file.read(4 * count))
             promised = data + end if tensors else 0
             return Header(fields, frozenset(matrices), promised, biased, factors)
-    except (struct.error, KeyError, OverflowError, MemoryError, ValueError):
+    except (struct.error, KeyError, OverflowError, MemoryError, RecursionError, ValueError):
         raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
 
 
@@ -229,8 +231,7 @@ def _value(file: BinaryIO, kind: int) -> Any:
         item, size = _number(file, "I"), _number(file, "Q")
         for _ in range(size):
             if item == _STRING:  # there are many
-                (length,) = _LENGTH.unpack(file.read(8))
-                file.seek(length, os.SEEK_CUR)
+                file.seek(_length(file), os.SEEK_CUR)
             else:
                 _value(file, item)
         return size
@@ -238,7 +239,14 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 
 def _text(file: BinaryIO) -> str:
-    return file.read(_number(file, "Q")).decode(errors="replace")
+    return file.read(_length(file)).decode(errors="replace")
+
+
+def _length(file: BinaryIO) -> int:
+    length: int = _LENGTH.unpack(file.read(8))[0]
+    if length > _LONGEST:
+        raise ValueError
+    return length
 
 
 def _number(file: BinaryIO, form: str) -> Any:

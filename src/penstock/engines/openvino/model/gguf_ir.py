@@ -29,7 +29,7 @@ from openvino import opset13 as ops
 from penstock import private_files
 from penstock.engines.disk.sources import atomic_folder, locked, partial_of
 from penstock.engines.openvino.model.gguf import Header, read_header
-from penstock.engines.process import end_with_parent
+from penstock.engines.process import end_with_parent, modules_of_this, python
 from penstock.env import cache_dir
 from penstock.errors import EngineError, EngineStartError
 
@@ -117,10 +117,14 @@ def _write(path: Path, target: Path) -> None:
         link = partial / path.name
         link.symlink_to(path.resolve())
         module = "penstock.engines.openvino.model.gguf_ir"
-        command = [sys.executable, "-m", module, str(link), str(os.getpid())]
+        command = python("-m", module, str(link), str(os.getpid()))
         # The child ends when the pipe to it closes, so it does not outlive this process.
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=modules_of_this(),
         ) as child:
             if child.wait():
                 raise EngineError("the graph of the GGUF model could not be written")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from penstock.engines.disk.sources import (
     local_source,
     locked,
 )
-from penstock.engines.openvino.model.exporter import run, unfit
+from penstock.engines.openvino.model.exporter import check_loaded, run_python
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
@@ -72,7 +73,6 @@ EXPORT_TASKS = {
 }
 
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-
 _PLAIN = Quantization()
 _BARE = {"architectures": ["BertModel"], "max_position_embeddings": 512}
 """What an ONNX model without a `config.json` is taken for."""
@@ -115,8 +115,8 @@ def check_tokenizer(source: str, task: str) -> None:
 
 
 def path_of(source: str) -> Path:
-    """Where a model is, if it is on this machine."""
-    return model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    """Where a model is, if it is on this machine. Raises nothing, as some methods of paths do."""
+    return model_path("openvino") if source == MODEL_NAME else Path(os.path.expanduser(source))
 
 
 def recipe_of(source: str) -> int | None:
@@ -147,7 +147,7 @@ def find_model(
             " it: leave it out, or give the model in Hugging Face's form"
         )
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise EngineStartError(f"there is no GGUF file '{path}'")
         check_gguf(path)
         return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
@@ -190,8 +190,53 @@ def convert(
     Raises `MissingExtraError` without the extra "convert", `EngineStartError` for any other
     failure.
     """
-    directory = Path(source).expanduser()
-    if directory.exists():
+    directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
+    if is_ir(target):
+        return target
+    if (lack := _lack(source, directory, by_onnx)) is not None:
+        raise lack
+    try:
+        private_files.make_folder(target.parent)
+        with _progress(source) as stage, locked(target, stage):
+            if not is_ir(target):
+                if not directory.exists():
+                    stage("downloading")
+                    directory = _download(source)
+                if by_onnx:
+                    _read_onnx(source, directory, target, task, stage)
+                else:
+                    _convert(source, directory, target, task, weight_format, quantization, stage)
+    except OSError as error:
+        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
+    return target
+
+
+def lack_of(
+    source: str,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+) -> MissingExtraError | None:
+    """What `find_model` would raise for a missing extra, if the model is on this machine."""
+    path = path_of(source)
+    if not path.is_dir() or is_ir(path):
+        return None
+    try:
+        directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
+    except (EngineStartError, OSError):  # the start says it
+        return None
+    return None if is_ir(target) else _lack(source, directory, by_onnx)
+
+
+def _conversion(
+    source: str,
+    task: str | None,
+    weight_format: WeightFormat | None,
+    quantization: Quantization,
+) -> tuple[Path, Path, bool]:
+    """The directory to convert, the folder of the result, and whether the ONNX form is taken."""
+    directory = path_of(source)
+    if os.path.exists(directory):
         _check_directory(directory)
         directory = directory.resolve()
         name, identity = directory.name, _fingerprint(directory)
@@ -211,29 +256,18 @@ def convert(
     text = json.dumps([identity, wanted, task, by_onnx, _RECIPE])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
-    if is_ir(target):
-        return target
-    if find_spec("optimum") is None and not by_onnx:
-        what = (
-            f"'{source}'"
-            if directory.exists()
-            else f"'{source}' (no such path, so a model on Hugging Face's hub)"
-        )
-        raise MissingExtraError("optimum", "convert", f"Converting {what}")
-    try:
-        private_files.make_folder(target.parent)
-        with _progress(source) as stage, locked(target, stage):
-            if not is_ir(target):
-                if not directory.exists():
-                    stage("downloading")
-                    directory = _download(source)
-                if by_onnx:
-                    _read_onnx(source, directory, target, task, stage)
-                else:
-                    _convert(source, directory, target, task, weight_format, quantization, stage)
-    except OSError as error:
-        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
-    return target
+    return directory, target, by_onnx
+
+
+def _lack(source: str, directory: Path, by_onnx: bool) -> MissingExtraError | None:
+    if find_spec("optimum") is not None or by_onnx:
+        return None
+    what = (
+        f"'{source}'"
+        if directory.exists()
+        else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+    )
+    return MissingExtraError("optimum", "convert", f"Converting {what}")
 
 
 def _check_directory(path: Path) -> None:
@@ -328,10 +362,10 @@ def _convert(
             *(*quantization.arguments(), str(partial)),
         ]
         stage("starting the exporter")
-        _check_loaded(source, task, run(source, command, log, stage), log)
+        check_loaded(source, task, run_python(source, command, log, stage), log)
         if lacks_token_types(partial):
             stage("converting the tokenizer")
-            run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
+            run_python(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
         if not (partial / "openvino_tokenizer.xml").is_file() or _knows_no_words(partial):
             raise EngineStartError(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
@@ -341,7 +375,7 @@ def _convert(
             keep_image_settings(directory, partial)
             if task == "embed":
                 module = "penstock.engines.openvino.model.vision_ir"
-                run(source, ["-m", module, str(partial)], log, stage)
+                run_python(source, ["-m", module, str(partial)], log, stage)
         elif task == "generate":
             stage("trying it out")
             _try_out(source, partial, log, stage)
@@ -357,7 +391,7 @@ def _knows_no_words(partial: Path) -> bool:
 
 
 def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
-    run(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
+    run_python(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
 
 
 def _read_onnx(
@@ -376,7 +410,7 @@ def _read_onnx(
         stage("reading the ONNX model")
         context = str(context_length_of(config))
         module = "penstock.engines.openvino.model.onnx_ir"
-        run(source, ["-m", module, str(directory), str(partial), context], log, stage)
+        run_python(source, ["-m", module, str(directory), str(partial), context], log, stage)
         (partial / "config.json").write_text(json.dumps(config))
         _keep_beside(directory, partial)
 
@@ -412,17 +446,6 @@ def keep_image_settings(directory: Path, target: Path) -> None:
             settings = json.loads(found.read_bytes()).get(f"{medium}_processor")
             if settings:
                 wanted.write_text(json.dumps(settings))
-
-
-def _check_loaded(source: str, task: str, not_loaded: list[str], log: Path) -> None:
-    """Refuse a model of which weights are missing: transformers takes random numbers for them."""
-    if task == "embed":  # of hidden states: what makes one vector of them has no part in that
-        not_loaded = [name for name in not_loaded if "pooler" not in name.split(".")]
-    if not_loaded:
-        raise EngineStartError(
-            f"'{source}' {unfit(not_loaded)}: fetch the whole model, or leave out a task that it"
-            f" was not made for (the log: {log})"
-        )
 
 
 @contextmanager
