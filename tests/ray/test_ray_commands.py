@@ -159,6 +159,7 @@ def test_penstock_serve_on_a_cluster_that_is_shared() -> None:
         pytest.param(os.kill, signal.SIGTERM, id="SIGTERM"),
         # Which a terminal sends to all of the process group.
         pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"),
+        pytest.param(os.killpg, signal.SIGHUP, id="SIGHUP"),
     ],
 )
 def test_a_signal_lets_answers_finish_and_leaves_nothing(

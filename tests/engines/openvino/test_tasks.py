@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -377,6 +379,64 @@ def test_a_run_that_fails_fails_its_calls_alone(tmp_path, monkeypatch):
     while task.busy:
         answers += task.step()[1]
     assert [(type(answer), answer.id) for answer in answers] == [(Failed, 1), (Reply, 2)]
+
+
+class FaultyModel:
+    """A model whose vectors are the first id of a text and its length. It fails now and then, and
+    takes no run before the one under way was waited for.
+    """
+
+    vector_width = 2
+
+    def __init__(self, draw):
+        self._draw = draw
+        self._texts: Any = None
+
+    def begin(self, texts):
+        self._fail()
+        assert self._texts is None
+        self._texts = texts
+
+    def pooled(self):
+        texts, self._texts = self._texts, None
+        self._fail()
+        return np.array([[ids[0], len(ids)] for ids in texts], np.float32)
+
+    def states(self, texts):
+        self._fail()
+        return [np.full((len(ids), 2), ids[0], np.float32) for ids in texts]
+
+    def vectors(self, states, *_):
+        return states
+
+    def _fail(self):
+        if self._draw.random() < 0.05:
+            raise MemoryError("no memory")
+
+
+def test_each_call_is_answered_once_whatever_fails_or_is_given_up(tmp_path, monkeypatch):
+    task = Embedding(embedding_model(tmp_path), OpenVINOOptions(num_threads=1), CONTEXT)
+    for seed in range(10):
+        draw = random.Random(seed)
+        monkeypatch.setattr(task, "_model", FaultyModel(draw))
+        calls: dict[int, list[list[int]]] = {}
+        answered, given_up = Counter[int](), set[int]()
+        while len(calls) < 20 or task.busy:
+            if len(calls) < 20 and draw.random() < 0.5:
+                number, count = len(calls) + 1, draw.choice([1, 2, 300])
+                calls[number] = [[draw.randint(1, 9)] * draw.randint(1, 8) for _ in range(count)]
+                kind = draw.choice(["dense", "dense", "multi", "sparse"])
+                asked = [calls[number], None, None, False, kind, False]
+                assert not task.begin_embeddings([Call(number, "embed", asked)])
+            if calls and draw.random() < 0.2:
+                task.abort(number := draw.choice(list(calls)))
+                given_up |= {number} - answered.keys()
+            for answer in task.step()[1]:
+                answered[answer.id] += 1
+                if isinstance(answer, Reply) and answer.value.vectors:
+                    wanted = [[ids[0], len(ids)] for ids in calls[answer.id]]
+                    assert answer.value.vectors == wanted
+        assert answered == Counter(calls.keys() - given_up)
 
 
 @pytest.mark.asyncio(loop_scope="module")
