@@ -14,9 +14,10 @@ MODELS = Path(os.environ.get("PENSTOCK_MODELS") or Path(__file__).parents[1] / "
 
 
 def pytest_configure() -> None:
-    """SIGINT as it is in an interactive program, whatever started the tests: the programs that they
-    start inherit it.
+    """SIGINT and streams as they are for an interactive program, whatever started the tests: the
+    programs that they start inherit them.
     """
+    os.environ.pop("PYTHONUNBUFFERED", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -31,7 +31,12 @@ def run() -> None:
         if not code:
             say(f"penstock: the output cannot be written: {error.strerror}")
         code = code or 1
-        _drop_output()
+        _drop(1)
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:  # there is nobody to tell
+        _drop(2)
     if code:
         raise SystemExit(code)
 
@@ -135,11 +140,11 @@ def _as_json(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-def _drop_output() -> None:
-    """Keep the interpreter's exit from flushing output that cannot be written."""
+def _drop(descriptor: int) -> None:
+    """Keep the interpreter's exit from failing at output that cannot be written."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
+        os.dup2(null, descriptor)
         os.close(null)
 
 

@@ -8,6 +8,7 @@ in one message. The process ends when the pipe closes, and SGLang's processes en
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import socket
 import sys
@@ -118,6 +119,8 @@ def main(fd: int, parent: int) -> None:
     leave_signals_to_parent()
     # Stdout may be a job's output, and SGLang prints.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)  # as standard error: a log in order
     sock = socket.socket(fileno=fd)
     try:
         # Before there is a loop: SGLang sets whose loops are made, and looks for the current one.

@@ -73,7 +73,8 @@ def run_python(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            # Unbuffered, so that the last line is what came last.
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
             umask=0o077,
         )
         assert exporter.stdout is not None
