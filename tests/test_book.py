@@ -9,11 +9,9 @@ which test runs which.
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import threading
 from contextlib import ExitStack, chdir, contextmanager
@@ -23,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import book
-from book import blocks
+from book import blocks, run
 from penstock.demo import model_path, tickets_path
 from serve_process import serving, simulated
 from speech_models import hearing_model, speaking_model
@@ -55,20 +53,6 @@ def folder(tmp_path):
             if name.startswith("# "):  # a file, by its name
                 (tmp_path / name[2:]).write_text(content)
     return tmp_path
-
-
-def run(argv, folder):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        argv,
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 LINES = [

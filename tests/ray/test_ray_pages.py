@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -38,10 +36,9 @@ for part in sys.stdin.read().split("\\0"):
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def cluster() -> Iterator[str]:
     with own_cluster(proxy_port=free_port()) as address:
-        yield {**os.environ, "RAY_ADDRESS": address, "PATH": path}
+        yield address
 
 
 @pytest.fixture
@@ -59,38 +56,26 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(argv: list[str], folder: Path, environment: dict[str, str], said: str = "") -> str:
-    done = subprocess.run(
-        argv,
-        cwd=folder,
-        env=environment,
-        input=said,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def run(argv: list[str], folder: Path, cluster: str, said: str = "") -> None:
+    book.run(argv, folder, said=said, timeout=PATIENCE_S, RAY_ADDRESS=cluster)
 
 
-def test_the_programs(environment: dict[str, str], folder: Path) -> None:
+def test_the_programs(cluster: str, folder: Path) -> None:
     parts = "\0".join(book.blocks("docs/ray.md", "python"))
     parts = parts.replace("127.0.0.1:8000", f"127.0.0.1:{free_port()}").replace(
         "/data/", f"{folder}/"
     )
-    run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, environment, parts)
+    run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, cluster, parts)
     assert pq.read_table(folder / "answers")["label"].null_count == 0
 
 
-def test_the_commands(environment: dict[str, str], folder: Path) -> None:
+def test_the_commands(cluster: str, folder: Path) -> None:
     for command in book.commands("docs/ray.md", "penstock"):
-        run(["bash", "-euc", command], folder, environment)
+        run(["bash", "-euc", command], folder, cluster)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == ROWS
 
 
 @pytest.mark.parametrize("page", book.FROM_RAY)
-def test_a_program_that_comes_from_ray(
-    page: str, environment: dict[str, str], folder: Path
-) -> None:
+def test_a_program_that_comes_from_ray(page: str, cluster: str, folder: Path) -> None:
     for code in book.blocks(page, "python"):
-        run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, environment, code)
+        run([sys.executable, "-W", "ignore", "-c", NOTEBOOK], folder, cluster, code)

@@ -188,12 +188,19 @@ async def test_a_batch_whose_answers_cannot_be_written_fails(tmp_path, monkeypat
         assert "Read-only" in fault.message
 
 
-async def test_a_batch_that_waits_for_a_full_disk_can_be_cancelled(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "why",
+    [
+        caused(OutputError("the results cannot be written"), full()),
+        JobVersionError("manifest.json has version 3"),
+    ],
+)
+async def test_a_batch_that_waits_can_be_cancelled(tmp_path, monkeypatch, why):
     tried = asyncio.Event()
 
     async def execute(*_):
         tried.set()
-        raise OutputError("the results cannot be written") from full()
+        raise why
 
     monkeypatch.setattr(runner, "execute", execute)
     async with batch_service(tmp_path) as service:
@@ -226,22 +233,6 @@ async def test_a_batch_of_another_version_keeps_its_answers_until_it_is_over(tmp
     monkeypatch.setattr(manifests, "load", whole)
     async with batch_service(tmp_path) as service:
         assert (await service.ended(batch.id)).request_counts.completed == 12
-
-
-async def test_a_batch_of_another_version_can_be_cancelled(tmp_path, monkeypatch):
-    tried = asyncio.Event()
-
-    async def execute(*_):
-        tried.set()
-        raise JobVersionError("manifest.json has version 3")
-
-    monkeypatch.setattr(runner, "execute", execute)
-    async with batch_service(tmp_path) as service:
-        batch = await service.submit(given(3))
-        await tried.wait()
-        await service.openai().batches.cancel(batch.id)
-        assert (await service.ended(batch.id)).status == "cancelled"
-        assert not (tmp_path / "running" / batch.id).exists()
 
 
 async def test_a_batch_whose_end_was_stored_unheard_is_told_of(tmp_path, monkeypatch):

@@ -6,7 +6,10 @@ Configurations (`yaml`) are read.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +67,23 @@ def commands(page: str, program: str) -> Iterator[str]:
         for command in re.split(r"\n(?=\S)", block.rstrip()):
             if command.startswith(f"{program} "):
                 yield command
+
+
+def run(
+    argv: list[str], folder: Path, *, said: str = "", timeout: float = 300, **variables: str
+) -> str:
+    """What a command prints that runs in `folder` and reads `said`. It finds the programs of this
+    environment first.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        argv,
+        cwd=folder,
+        env={**os.environ, "PATH": path, **variables},
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
