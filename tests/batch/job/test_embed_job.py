@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import penstock
-from penstock.batch.rows.task_forms import floats, packed_as, unpack
+from penstock.batch.rows.task_forms import FLOAT_BYTES, floats, packed_as, unpack
+from penstock.batch.write.parquet import ParquetWriter
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.types import Embeddings, Usage
@@ -265,3 +266,19 @@ def test_a_job_of_other_vectors_is_another_job(tmp_path):
         embed(table(), path, dimensions=8)
     with pytest.raises(penstock.PenstockError, match="embed"):
         embed(table(), path, dimensions=4, vectors="multi")
+
+
+def test_the_bytes_of_a_vector_count_once_in_a_part(tmp_path, monkeypatch):
+    sizes = []
+    finish = ParquetWriter.finish
+
+    def spied(writer):
+        sizes.append(writer.nbytes)
+        finish(writer)
+
+    monkeypatch.setattr(ParquetWriter, "finish", spied)
+    source = table([f"text {number}" for number in range(64)])
+    embed(source, tmp_path / "v.parquet", dimensions=256)
+    (size,) = sizes
+    answers = 64 * 256 * FLOAT_BYTES
+    assert answers < size < 1.5 * answers

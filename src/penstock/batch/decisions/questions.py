@@ -165,8 +165,8 @@ def question_of(given: Any, place: int) -> Question:
     for name in ("options", "levels"):
         if isinstance(fields.get(name), list | tuple):
             fields[name] = [
-                _option(option, f"{called}: {name}[{place}]")
-                for place, option in enumerate(fields[name])
+                _option(option, f"{called}: {name}[{number}]")
+                for number, option in enumerate(fields[name])
             ]
     known = _KINDS[kind].__struct_fields__
     for name in fields:

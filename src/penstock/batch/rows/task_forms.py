@@ -77,17 +77,12 @@ class ColumnVectors(ColumnRequests):
         self._width = dimensions or 0
         self._type = vector_type
         self._kind = vectors
-        self._asked = EmbeddingRequest(
-            [],
-            dimensions,
-            input_type=input_type,
-            truncate=truncate,
-            vectors=vectors,
-            packed=vectors == "dense",
+        asked = EmbeddingRequest(
+            [], dimensions, input_type=input_type, truncate=truncate, vectors=vectors
         )
-        # How vectors come here makes no other request: earlier versions had them otherwise.
-        asked = msgspec.structs.replace(self._asked, packed=False)
+        # Without `packed`, which changes no answer: requests keep the digests that they had before.
         self._digest = blake2b(self._encode((self.kind, asked)), digest_size=16)
+        self._asked = msgspec.structs.replace(asked, packed=vectors == "dense")
         self._name_columns(("embedding", *END_COLUMNS), FLAT_OBJECTS, prefix)
 
     def prepare(self, row: Row) -> None:

@@ -39,7 +39,7 @@ class ParquetWriter(PartWriter):
     def add(self, row: Row, outcome: Outcome) -> None:
         self._rows.append(row)
         self._outcomes.append(outcome)
-        self.nbytes += row.nbytes + len(outcome.response or "") + len(outcome.packed)
+        self.nbytes += row.nbytes  # with the answer: the flow has added it
         if len(self._rows) >= _TABLE_ROWS:
             self._convert()
 

@@ -93,9 +93,8 @@ class ColumnTables:
             )
 
     def _input_table(self, rows: Sequence[Row]) -> pa.Table:
-        batches = {
-            id(row.record_batch): row.record_batch for row in rows if row.record_batch is not None
-        }
+        # All rows of a source have an Arrow form, or none has.
+        batches = {id(batch): batch for row in rows if (batch := row.record_batch) is not None}
         if batches:
             sizes = [batch.num_rows for batch in batches.values()]
             starts = dict(zip(batches, itertools.accumulate(sizes, initial=0), strict=False))
