@@ -177,6 +177,7 @@ class TestFaults:
             ([1e39, 0.0], "float32", "numbers that float32 does not hold"),
             ([float("nan"), 0.0], "int8", "numbers that int8 does not hold"),
             ([1.0, 0.0, 0.0], "float32", "3 numbers; others have 2"),
+            ([], "float32", "the vector has no numbers"),
         ],
     )
     def test_a_vector_that_does_not_fit_is_an_error_row(
@@ -192,6 +193,18 @@ class TestFaults:
         found = pq.read_table(path)
         assert found["status"].to_pylist() == ["ok", "error", "ok"]
         assert why in found["error"][1].as_py()["message"]
+
+    @pytest.mark.parametrize(("vectors", "none"), [("dense", []), ("multi", []), ("multi", [[]])])
+    def test_one_without_numbers_is_an_error_row(self, monkeypatch, vectors, none):
+        async def embeddings(engine, request):
+            some = [[0.5, 0.5]] if vectors == "multi" else [0.5, 0.5]
+            made = [none if request.inputs == ["one"] else some]
+            return Embeddings(made, Usage(1), multi=made)
+
+        monkeypatch.setattr(SimulatedEngine, "embeddings", embeddings)
+        rows = list(embed(table(["one", "two"]), vectors=vectors).rows())
+        assert [row["status"] for row in rows] == ["error", "ok"]
+        assert rows[0]["error"]["message"] == "the vector has no numbers"
 
     @pytest.mark.parametrize("refuses", [True, False])
     def test_dimensions_that_the_model_has_not_end_the_job(self, tmp_path, monkeypatch, refuses):

@@ -116,6 +116,8 @@ class ColumnVectors(ColumnRequests):
         if self._kind == "sparse":
             empty = None if packed else ""
             return Outcome(empty, usage=found.usage, parsed=made.indices, packed=packed)
+        if not packed:
+            raise RequestError("the vector has no numbers")
         for vector in vectors:
             width = len(vector) // FLOAT_BYTES
             self._width = self._width or width
