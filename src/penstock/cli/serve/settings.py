@@ -34,7 +34,8 @@ def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> 
         )
     keys = load_keys(options["api_key_file"], env.api_keys(), options["keys"])
     origins_typed = (*options["cors_origins"], *origins(options["allowed_origins"]))
-    return HttpSettings(
+    return replace(
+        file,
         api_keys=file.api_keys | keys,
         admin_keys=file.admin_keys | load_keys(options["admin_key_file"], env.admin_keys()),
         dev=options["dev"] or file.dev,
