@@ -21,6 +21,12 @@ def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> 
     together.
     """
     file = args.http
+    if file.engine_app is not None and runtime == "ray":
+        raise ConfigError(
+            "is for the local runtime",
+            field="http.engine_app",
+            hint="The engines run in other processes.",
+        )
     names = [part for part in Limits.__struct_fields__ if options.get(part) is not None]
     limits = {name: options[name] for name in names}
     if options["max_body_mb"] is not None:
