@@ -30,6 +30,8 @@ else
         exit 2
     fi
 fi
+sglang='' # its environment, if it is tried
+[[ -n $cpu || ${SGLANG:-1} == 0 ]] || sglang="$venv-sglang"
 if [[ -z $dry ]]; then
     if [[ -n $cpu ]]; then
         [[ -x $venv/bin/python ]] || scripts/install_vllm.sh
@@ -37,9 +39,9 @@ if [[ -z $dry ]]; then
         python3 -m venv "$venv"
         "$venv/bin/pip" install -q -e '.[vllm,dev]'
     fi
-    if [[ -z $cpu && ${SGLANG:-1} != 0 && ! -x $venv-sglang/bin/pytest ]]; then
-        python3 -m venv "$venv-sglang"
-        "$venv-sglang/bin/pip" install -q -e '.[sglang,dev]'
+    if [[ -n $sglang && ! -x $sglang/bin/pytest ]]; then
+        python3 -m venv "$sglang"
+        "$sglang/bin/pip" install -q -e '.[sglang,dev]'
     fi
     : >gpu_check.txt
     mkdir -p build # where the job of MODEL writes
@@ -66,8 +68,8 @@ step contract 130 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/te
 step serving 90 "$python" -m pytest -q -W ignore -m vllm tests/engines/vllm/test_serving.py
 step streaming 120 "$python" bench/vllm_front.py --only streaming --clients 1 64 --rounds 1 --requests 4
 step batch 80 "$python" bench/vllm_front.py --only batch --rounds 1 --rows 1024
-if [[ -z $cpu && ${SGLANG:-1} != 0 ]]; then
-    SGLANG_ITSELF=1 step sglang 100 "$venv-sglang/bin/python" -m pytest -q -W ignore tests/engines/sglang/test_engine.py \
+if [[ -n $sglang ]]; then
+    SGLANG_ITSELF=1 step sglang 100 "$sglang/bin/python" -m pytest -q -W ignore tests/engines/sglang/test_engine.py \
         -k TestContract
 fi
 if [[ -n ${MODEL:-} ]]; then

@@ -52,6 +52,11 @@ class Mismatch(NamedTuple):
     value: Any
     choices: tuple[str, ...] = ()
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the form has no field of this name."""
+        return self.why.startswith("is unknown")
+
     def __str__(self) -> str:
         given = f", not {_excerpt(self.value)}" if self.why.startswith("must") else ""
         return f"{self.place or 'it'} {self.why}{given}"

@@ -237,6 +237,16 @@ def test_the_http_of_a_file_counts_below_the_command(
     assert given.allowed_hosts == ("a.example", "b.example")
 
 
+def test_the_application_of_an_engine_is_refused_on_ray(told: Any, tmp_path: Path) -> None:
+    """The ingress would fail at it in a replica, which Ray starts again and again."""
+    model = {"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"llm_configs": [model], "http": {"engine_app": "/engine"}}))
+    with pytest.raises(ConfigError, match="local runtime") as caught:
+        told(str(file), "--runtime", "ray")
+    assert caught.value.field == "http.engine_app"
+
+
 def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "penstock.sock"
     argv = [*simulated(), "--uds", str(path), "--served-model-name", "one", "two"]

@@ -9,7 +9,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from penstock import env
-from penstock.config import Count, Options, Pause, Positive, parse_options
+from penstock.config import Count, Options, Pause, Positive, Seconds, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
@@ -159,7 +159,7 @@ class AutoscalingConfig(Items, kw_only=True):
     max_replicas: Positive | None = None
     target_ongoing_requests: Above | None = None
     target_num_ongoing_requests_per_replica: Above | None = None
-    metrics_interval_s: Above | None = None
+    metrics_interval_s: Seconds | None = None
     look_back_period_s: Pause | None = None
     smoothing_factor: Above | None = None
     upscale_smoothing_factor: Above | None = None
@@ -209,8 +209,8 @@ class DeploymentConfig(Items, kw_only=True):
     user_config: Any = None
     graceful_shutdown_wait_loop_s: Pause | None = None
     graceful_shutdown_timeout_s: Pause = 20.0
-    health_check_period_s: Above | None = field(default_factory=env.health_check_period_s)
-    health_check_timeout_s: Above | None = field(default_factory=env.health_check_timeout_s)
+    health_check_period_s: Seconds | None = field(default_factory=env.health_check_period_s)
+    health_check_timeout_s: Seconds | None = field(default_factory=env.health_check_timeout_s)
     max_constructor_retry_count: Positive | None = None
     logging_config: Any = None
     request_router_config: Any = None

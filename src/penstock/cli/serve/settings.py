@@ -21,6 +21,12 @@ def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> 
     together.
     """
     file = args.http
+    if file.engine_app is not None and runtime == "ray":
+        raise ConfigError(
+            "is for the local runtime",
+            field="http.engine_app",
+            hint="The engines run in other processes.",
+        )
     names = [part for part in Limits.__struct_fields__ if options.get(part) is not None]
     limits = {name: options[name] for name in names}
     if options["max_body_mb"] is not None:
@@ -34,7 +40,8 @@ def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> 
         )
     keys = load_keys(options["api_key_file"], env.api_keys(), options["keys"])
     origins_typed = (*options["cors_origins"], *origins(options["allowed_origins"]))
-    return HttpSettings(
+    return replace(
+        file,
         api_keys=file.api_keys | keys,
         admin_keys=file.admin_keys | load_keys(options["admin_key_file"], env.admin_keys()),
         dev=options["dev"] or file.dev,

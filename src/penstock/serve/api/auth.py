@@ -72,16 +72,14 @@ def owner_of(headers: Headers, rank: Rank, settings: HttpSettings) -> str:
     """The owner of the stored responses that a caller sees: the hash of a known key. All callers
     without a key are one owner, and so are all callers of a server without keys.
     """
-    if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
-        return ""
-    return hashlib.sha256(b"penstock stored responses\0" + _key_of(headers).encode()).hexdigest()
+    key = _known_key(headers, rank, settings)
+    return hashlib.sha256(b"penstock stored responses\0" + key).hexdigest() if key else ""
 
 
 def mark_of(headers: Headers, rank: Rank, settings: HttpSettings) -> str | None:
     """What the log calls the caller: the first 8 digits of the SHA-256 of a known key."""
-    if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
-        return None
-    return hashlib.sha256(_key_of(headers).encode()).hexdigest()[:8]
+    key = _known_key(headers, rank, settings)
+    return hashlib.sha256(key).hexdigest()[:8] if key else None
 
 
 def check_user(rank: Rank, headers: Headers, settings: HttpSettings) -> None:
@@ -135,6 +133,13 @@ def _no_key(headers: Headers) -> NoKeyError:
         if given
         else "an API key is needed: send the header 'Authorization: Bearer KEY'"
     )
+
+
+def _known_key(headers: Headers, rank: Rank, settings: HttpSettings) -> bytes:
+    """The caller's key if it is one of the server's, else empty."""
+    if rank == "stranger" or not (settings.api_keys or settings.admin_keys):
+        return b""
+    return _key_of(headers).encode()
 
 
 def _key_of(headers: Headers) -> str:

@@ -30,11 +30,11 @@ from penstock.serve.api.auth import KEY_HEADERS, Rank, owner_of
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import (
+    MANY_PARTS,
     check_extent,
     check_inflight,
     check_json,
     decode_body,
-    is_long,
     read_body,
 )
 from penstock.serve.api.metrics import Metrics
@@ -221,8 +221,7 @@ class Exchange:
         """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
         body = await self.read()
-        check_extent(body, self.limits)
-        self.long = is_long(body)
+        self.long = check_extent(body, self.limits) > MANY_PARTS
         return body
 
     async def read(self) -> bytes:

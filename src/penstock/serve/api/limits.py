@@ -54,26 +54,23 @@ def check_coding(request: Request) -> None:
         )
 
 
-def check_extent(body: bytes, limits: Limits) -> None:
+def check_extent(body: bytes, limits: Limits) -> int:
     """Refuse a JSON body with too many objects and lists (messages, parts, tools, prompts), or too
     many values, to check each of them in time. Brackets and commas inside texts do not count.
+    Returns the number of objects and lists, to which brackets inside texts may add.
     """
-    for marks, most, what in (
-        (b"{[", MOST_PARTS, "objects and lists"),
-        (b",", MOST_VALUES, "values"),
+    parts = _counted(body, b"{[", MOST_PARTS, "objects and lists", limits)
+    _counted(body, b",", MOST_VALUES, "values", limits)
+    return parts
+
+
+def _counted(body: bytes, marks: bytes, most: int, what: str, limits: Limits) -> int:
+    raw = sum(body.count(mark) for mark in marks)
+    if raw > most + limits.max_prompt_chars or (
+        raw > most and sum(map(_TEXT.sub(b"", body).count, marks)) > most
     ):
-        raw = sum(body.count(mark) for mark in marks)
-        if raw > most + limits.max_prompt_chars or (
-            raw > most and sum(map(_TEXT.sub(b"", body).count, marks)) > most
-        ):
-            raise RequestError(f"the request body has more than {most:,} {what}")
-
-
-def is_long(body: bytes) -> bool:
-    """Whether a thread should check a JSON body: on the event loop its many parts would hold up
-    other requests.
-    """
-    return body.count(b"{") + body.count(b"[") > MANY_PARTS
+        raise RequestError(f"the request body has more than {most:,} {what}")
+    return raw
 
 
 def decode_body(body: bytes, form: Any) -> Any:

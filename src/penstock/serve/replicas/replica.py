@@ -190,7 +190,7 @@ def decoded(name: str, body: bytes) -> tuple[Task, Any]:
         fault = mismatch(task.request, msgspec.msgpack.decode(body))
     except msgspec.DecodeError:
         raise RequestError("the request is not of its task's form") from None
-    if fault.why.startswith("is unknown"):
+    if fault.is_unknown:
         raise UnavailableError(
             f"this replica's version of Penstock does not know '{fault.place}' of the request"
         )

@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 from starlette.responses import RedirectResponse, Response
 
 import penstock
+from penstock.config import Count
 from penstock.serve.api.errors import without_paths
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.metrics import engine_counters
@@ -84,7 +85,7 @@ class LiveBody(Struct, kw_only=True, forbid_unknown_fields=True):
     the server keeps what requests say from now on, and gives it, for 15 seconds.
     """
 
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Count = 0
     bodies: bool = False
 
 
