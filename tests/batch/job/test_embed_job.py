@@ -1,6 +1,7 @@
 """Jobs that embed: what becomes of texts, vectors, limits and options."""
 
 import json
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -198,7 +199,7 @@ class TestFaults:
     def test_one_without_numbers_is_an_error_row(self, monkeypatch, vectors, none):
         async def embeddings(engine, request):
             some = [[0.5, 0.5]] if vectors == "multi" else [0.5, 0.5]
-            made = [none if request.inputs == ["one"] else some]
+            made: Any = [none if request.inputs == ["one"] else some]
             return Embeddings(made, Usage(1), multi=made)
 
         monkeypatch.setattr(SimulatedEngine, "embeddings", embeddings)
