@@ -1,6 +1,11 @@
 import json
+import os
 import random
 import re
+import select
+import subprocess
+import sys
+import textwrap
 
 import jsonschema_rs
 import pytest
@@ -324,6 +329,34 @@ def test_formats_are_for_people():
 def test_no_pattern_takes_more_than_linear_time(pattern):
     with pytest.raises(ValueError, match="must match"):
         Schema({"type": "string", "pattern": pattern}).parse(json.dumps("x" * 50_000 + "a!"))
+
+
+def test_the_process_that_checks_answers_ends_with_who_started_it():
+    program = """
+        import os, subprocess, sys, time
+        from penstock.engines.process import modules_of_this, python
+        asked, answer = map(int, sys.argv[1:])
+        checks = python("-m", "penstock.batch.structured", str(os.getpid()))
+        subprocess.Popen(checks, stdin=asked, stdout=answer, env=modules_of_this())
+        print("started", flush=True)
+        time.sleep(600)
+    """
+    asked, asks = os.pipe()
+    answer, answers = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(asked), str(answers)],
+        stdout=subprocess.PIPE,
+        pass_fds=(asked, answers),
+    ) as parent:
+        os.close(asked)
+        os.close(answers)
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"started\n"
+        parent.kill()
+    ended, _, _ = select.select([answer], [], [], 30)
+    os.close(asks)  # it would end with what it waits for, too
+    os.close(answer)
+    assert ended
 
 
 @pytest.mark.slow

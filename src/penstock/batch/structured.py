@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-import penstock
 from penstock.errors import ConfigError, EngineError
 from penstock.json_schema import resolve
 from penstock.parsing import TOO_DEEP, decode_json, is_too_deep, json_fault, read_file
@@ -207,20 +206,18 @@ async def _check_in_subprocess(schema: str, text: str) -> str | None:
     """What is wrong with an answer; None if it fits. If the caller is cancelled, the process
     ends.
     """
+    from penstock.engines.process import modules_of_this, python  # few answers need it
+
     loop = asyncio.get_running_loop()
     for other in [one for one in _places if one.is_closed()]:
         del _places[other]
     async with _places.setdefault(loop, asyncio.Semaphore(_AT_ONCE)):
-        root = os.path.dirname(os.path.dirname(penstock.__file__))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "penstock.batch.structured"),
+            *python("-m", "penstock.batch.structured", str(os.getpid())),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # so that Ctrl-C does not reach it
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-            },
+            env=modules_of_this(),
         )
         try:
             out, _ = await process.communicate(json.dumps([schema, text]).encode())
@@ -234,7 +231,10 @@ async def _check_in_subprocess(schema: str, text: str) -> str | None:
     return why
 
 
-def _main() -> None:
+def _main(parent: int) -> None:
+    from penstock.engines.process import die_with_parent
+
+    die_with_parent(parent)
     schema, text = json.load(sys.stdin)
     why = None
     try:
@@ -245,4 +245,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    _main(int(sys.argv[1]))
