@@ -219,7 +219,7 @@ def lack_of(
 ) -> MissingExtraError | None:
     """What `find_model` would raise for a missing extra, if the model is on this machine."""
     path = path_of(source)
-    if not path.is_dir() or is_ir(path):
+    if not os.path.isdir(path) or is_ir(path):
         return None
     try:
         directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
