@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from penstock import private_files
-from penstock.engines.process import python
+from penstock.engines.process import python, with_docstrings
 from penstock.errors import EngineStartError
 
 _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
@@ -74,7 +74,7 @@ def run_python(
             text=True,
             errors="replace",
             # Unbuffered, so that the last line is what came last.
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+            env={**with_docstrings(), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
             umask=0o077,
         )
         assert exporter.stdout is not None
