@@ -1,5 +1,6 @@
 """What is mended in the graphs that GenAI writes of a GGUF file."""
 
+import struct
 from importlib import import_module
 
 import numpy as np
@@ -9,7 +10,7 @@ from openvino import opset13 as ops
 
 from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.model.gguf import Header
-from penstock.engines.openvino.model.gguf_ir import scale_rope, split_texts
+from penstock.engines.openvino.model.gguf_ir import saved_ir, scale_rope, split_texts
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.errors import EngineStartError
 
@@ -56,6 +57,17 @@ def test_a_graph_without_these_frequencies_is_refused():
     header = Header({"general.architecture": "llama"}, frozenset(), 0, False, (2.0,) * 4)
     with pytest.raises(EngineStartError, match="rotary frequencies were not found"):
         scale_rope(rotary(500.0, compressed=True)[1], header)
+
+
+def test_a_graph_that_cannot_be_written_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    file = tmp_path / "empty.gguf"
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    why = r"empty\.gguf' could not be converted: \w+Error: "
+    with pytest.raises(EngineStartError, match=why) as it:
+        saved_ir(file)
+    (log,) = (tmp_path / "cache" / "converted").glob("*.log")
+    assert str(it.value).endswith(f" (the log: {log})")
 
 
 def test_texts_are_split_by_another_expression():

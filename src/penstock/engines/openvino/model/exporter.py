@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from penstock import private_files
+from penstock.engines.disk.sources import atomic_folder
 from penstock.engines.process import python, with_docstrings
 from penstock.errors import EngineStartError
 
@@ -54,6 +56,18 @@ def check_loaded(source: str, task: str, not_loaded: list[str], log: Path) -> No
 def _unfit(names: list[str]) -> str:
     shown = ", ".join(names[:3] + ["…"] * (len(names) > 3))
     return f"has no weights, or none of the shape in its config.json, for {shown}"
+
+
+@contextmanager
+def converted(target: Path) -> Iterator[tuple[Path, Path]]:
+    """The folder that becomes `target`, and the file of a log, which stays if it does not. Hold the
+    lock.
+    """
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    with atomic_folder(target) as partial:
+        yield partial, log
+    log.unlink()
 
 
 def run_python(

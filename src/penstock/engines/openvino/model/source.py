@@ -22,11 +22,10 @@ from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
 from penstock.engines.disk.sources import (
     HUB_ID,
-    atomic_folder,
     local_source,
     locked,
 )
-from penstock.engines.openvino.model.exporter import check_loaded, run_python
+from penstock.engines.openvino.model.exporter import check_loaded, converted, run_python
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
@@ -354,7 +353,7 @@ def _convert(
     exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
     if task == "embed" and is_splade(directory):
         exported = "fill-mask"
-    with _converted(target) as (partial, log):
+    with converted(target) as (partial, log):
         command = [
             *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
             *("--library", "transformers", "--model", str(directory)),
@@ -406,23 +405,13 @@ def _read_onnx(
             " this one in Hugging Face's form"
         )
     check_kind(source, task, config)
-    with _converted(target) as (partial, log):
+    with converted(target) as (partial, log):
         stage("reading the ONNX model")
         context = str(context_length_of(config))
         module = "penstock.engines.openvino.model.onnx_ir"
         run_python(source, ["-m", module, str(directory), str(partial), context], log, stage)
         (partial / "config.json").write_text(json.dumps(config))
         _keep_beside(directory, partial)
-
-
-@contextmanager
-def _converted(target: Path) -> Iterator[tuple[Path, Path]]:
-    """The folder that becomes `target`, and the file of a log, which stays if it does not."""
-    log = target.with_name(f"{target.name}.log")
-    log.unlink(missing_ok=True)
-    with atomic_folder(target) as partial:
-        yield partial, log
-    log.unlink()
 
 
 def _keep_beside(directory: Path, partial: Path) -> None:
