@@ -49,7 +49,7 @@ from penstock.engines.openvino.model.files import (
     sees,
     task_of,
 )
-from penstock.engines.openvino.model.gguf import check_gguf, gguf_context_length
+from penstock.engines.openvino.model.gguf import check_gguf, gguf_context_length, mends_of
 from penstock.engines.openvino.model.weights import (
     Quantization,
     WeightFormat,
@@ -119,10 +119,13 @@ def path_of(source: str) -> Path:
 
 
 def recipe_of(source: str) -> int | None:
-    """The recipe by which a model is converted; None for one that is not, or that a bucket has."""
+    """The recipe by which a model is converted, or a GGUF file mended; None if it is neither, or in
+    a bucket.
+    """
     path = path_of(source)
-    as_it_is = "://" in source or path.suffix == ".gguf" or is_ir(path)
-    return None if as_it_is else _RECIPE
+    if "://" in source or is_ir(path):
+        return None
+    return mends_of(path) if path.suffix == ".gguf" else _RECIPE
 
 
 def find_model(
