@@ -10,7 +10,6 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from penstock.demo import model_path
-from penstock.engines.openvino.core import shared_core
 
 _SMALLEST = 4000
 """Numbers of a matrix that is rounded; the rest are scales and shapes."""
@@ -19,7 +18,7 @@ _SMALLEST = 4000
 def rounded_model(target: Path, bits: int) -> Path:
     """Save the demo model in `target`, each of its 8-bit weights rounded to `bits` bits."""
     source = Path(model_path("openvino"))
-    model = shared_core().read_model(str(source / "openvino_model.xml"))
+    model = ov.Core().read_model(str(source / "openvino_model.xml"))
     step = 2 ** (8 - bits)
     for one in model.get_ops():
         if one.get_type_name() != "Constant" or one.get_element_type() != ov.Type.i8:

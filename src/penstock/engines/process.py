@@ -139,12 +139,19 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, "-P", *arguments]
 
 
+def with_docstrings() -> dict[str, str]:
+    """The environment of a child that may import OpenVINO, which reads docstrings: this process's,
+    but PYTHONOPTIMIZE=2 takes them away.
+    """
+    found = dict(os.environ)
+    if found.get("PYTHONOPTIMIZE"):
+        found["PYTHONOPTIMIZE"] = "1"
+    return found
+
+
 def modules_of_this() -> dict[str, str]:
     """The environment of a child that finds the modules that this process finds."""
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    if found.get("PYTHONOPTIMIZE"):
-        found["PYTHONOPTIMIZE"] = "1"  # 2 takes the docstrings away, which OpenVINO reads
-    return found
+    return {**with_docstrings(), "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
 
 
 _Spawn = Callable[[], "subprocess.Popen[bytes]"]

@@ -18,7 +18,6 @@ from msgspec.structs import asdict
 
 from penstock.cores import usable_cores
 from penstock.engines.beams import Beams
-from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.model.draft import needs_whole_prompts
 from penstock.engines.openvino.model.files import LANGUAGE_MODEL, sees
 from penstock.engines.openvino.model.gguf import read_header
@@ -93,7 +92,7 @@ class Pipelines:
         file = Path(self._path) / (LANGUAGE_MODEL if self.sees else "openvino_model.xml")
         if not file.is_file():
             return None
-        size = shared_core().read_model(file).output("logits").get_partial_shape()[-1]
+        size = ov.Core().read_model(file).output("logits").get_partial_shape()[-1]
         return int(size.get_length()) if size.is_static else None
 
     def tokenizer(self, pipeline: Any) -> Tokenizer:

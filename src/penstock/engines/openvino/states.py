@@ -15,7 +15,6 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.model.files import Pooling, modules_of, read_config
 from penstock.errors import EngineStartError
 
@@ -38,7 +37,7 @@ class TokenModel:
         self._pooling: Any = None
         self._feed: dict[str, States] = {}
         self._stating: Any = None
-        model = shared_core().read_model(self._file)
+        model = ov.Core().read_model(self._file)
         outputs = [
             (number, output)
             for number, output in enumerate(model.outputs)
@@ -72,7 +71,7 @@ class TokenModel:
 
     def pool(self, pooling: Pooling, *, normalize: bool) -> None:
         """Load the model with an end that makes one vector of each text."""
-        model = shared_core().read_model(self._file)
+        model = ov.Core().read_model(self._file)
         if not self._gives_states:
             raise EngineStartError(
                 f"'{self._file}' gives no states of tokens: no output has three dimensions"
@@ -81,7 +80,7 @@ class TokenModel:
         if normalize:
             pooled = ops.normalize_l2(pooled, ops.constant([1], np.int64), 1e-12, "max")
         model = ov.Model([pooled], model.get_parameters())
-        compiled = shared_core().compile_model(model, self._device, self._properties)
+        compiled = ov.Core().compile_model(model, self._device, self._properties)
         self._pooling = compiled.create_infer_request()
 
     def begin(self, texts: Sequence[Sequence[int]]) -> None:
@@ -102,7 +101,7 @@ class TokenModel:
         if not texts:
             return []
         if self._stating is None:
-            self._stating = shared_core().compile_model(self._file, self._device, self._properties)
+            self._stating = ov.Core().compile_model(self._file, self._device, self._properties)
         found = self._stating(_feed(self._stating.inputs, texts))[self._output]
         return [found[row, : len(ids)] for row, ids in enumerate(texts)]
 

@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import openvino as ov
 from msgspec.structs import replace
 
 from penstock.engines.base import Capabilities
 from penstock.engines.beams import BEAM_PARAMETERS
-from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.model.files import (
     MAX_TOP_LOGPROBS,
     TASKS_OF,
@@ -170,7 +170,7 @@ _KV_PROPERTIES = ("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PREC
 
 def check_devices(options: OpenVINOOptions) -> None:
     """Raise `EngineStartError` for a device that is not here, or a precision that it lacks."""
-    core = shared_core()
+    core = ov.Core()
     present = core.available_devices
     check_device("device", options.device, present)
     if options.draft_device is not None:

@@ -5,7 +5,6 @@ import openvino as ov
 import pytest
 
 from penstock.demo import model_path
-from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.logits.model import LogitModel, Tree
 from penstock.engines.openvino.model.gguf_ir import saved_ir
 from penstock.engines.openvino.options import OpenVINOOptions
@@ -55,7 +54,7 @@ def test_many_tokens_behind_a_head_of_a_gguf_model(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def expected():
     """Log probabilities after each token of IDS, shape [tokens, vocabulary]."""
-    compiled = shared_core().compile_model(
+    compiled = ov.Core().compile_model(
         str(model_path("openvino") / "openvino_model.xml"),
         "CPU",
         {

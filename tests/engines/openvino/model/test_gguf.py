@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from penstock.engines.openvino import OpenVINOEngine
 from penstock.engines.openvino.model.files import FALLBACK_CONTEXT
 from penstock.engines.openvino.model.gguf import (
     check_gguf,
@@ -200,6 +201,28 @@ def test_the_token_before_a_text(tmp_path, pre, stated, begins):
     if stated is not None:
         fields.append(number("tokenizer.ggml.add_bos_token", stated, BOOL))
     assert read_header(gguf(tmp_path / "m.gguf", *fields)).begins_with == begins
+
+
+def test_jobs_know_of_what_is_mended(tmp_path):
+    """A job that was begun before would have answers of two kinds."""
+    linear = name("llama.rope.scaling.type", "linear")
+    files = {
+        "right": [LLAMA],
+        "positions": [LLAMA, linear, number("llama.rope.scaling.factor", 4.0, FLOAT32)],
+        "splits": [name("tokenizer.ggml.pre", "deepseek-r1-qwen")],
+        "begins": [
+            number("tokenizer.ggml.bos_token_id", 1),
+            number("tokenizer.ggml.add_bos_token", True, BOOL),
+        ],
+    }
+    found = {
+        file: OpenVINOEngine.conversion_of(str(gguf(tmp_path / f"{file}.gguf", *fields)))
+        for file, fields in files.items()
+    }
+    assert found == {"right": None, "positions": 1, "splits": 1, "begins": 1}
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
+    for source in (tmp_path / "damaged.gguf", tmp_path / "none.gguf", "\0.gguf", "s3://a/b.gguf"):
+        assert OpenVINOEngine.conversion_of(str(source)) is None
 
 
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "smollm", "default", "deepseek-r1-qwen"])

@@ -1,5 +1,6 @@
 """What is mended in the graphs that GenAI writes of a GGUF file."""
 
+import struct
 from importlib import import_module
 
 import numpy as np
@@ -7,9 +8,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.model.gguf import Header
-from penstock.engines.openvino.model.gguf_ir import scale_rope, split_texts
+from penstock.engines.openvino.model.gguf_ir import saved_ir, scale_rope, split_texts
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.errors import EngineStartError
 
@@ -43,7 +43,7 @@ def test_rotary_frequencies_are_scaled(compressed, fields, factors, divisors):
     stated = {"general.architecture": "llama", "llama.rope.freq_base": 500.0, **fields}
     scale_rope(model, Header(stated, frozenset(), 0, False, factors))
     (angles,) = (
-        shared_core()
+        ov.Core()
         .compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
             [np.full((1, 1, 1), 3, np.float32)]
         )
@@ -56,6 +56,17 @@ def test_a_graph_without_these_frequencies_is_refused():
     header = Header({"general.architecture": "llama"}, frozenset(), 0, False, (2.0,) * 4)
     with pytest.raises(EngineStartError, match="rotary frequencies were not found"):
         scale_rope(rotary(500.0, compressed=True)[1], header)
+
+
+def test_a_graph_that_cannot_be_written_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    file = tmp_path / "empty.gguf"
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    why = r"empty\.gguf' could not be converted: \w+Error: "
+    with pytest.raises(EngineStartError, match=why) as it:
+        saved_ir(file)
+    (log,) = (tmp_path / "cache" / "converted").glob("*.log")
+    assert str(it.value).endswith(f" (the log: {log})")
 
 
 def test_texts_are_split_by_another_expression():
@@ -73,7 +84,7 @@ def test_texts_are_split_by_another_expression():
     model = pipeline.get_tokenizer_ov_subgraph()
 
     def ids(text):
-        return shared_core().compile_model(model, "CPU")([text])["input_ids"].tolist()
+        return ov.Core().compile_model(model, "CPU")([text])["input_ids"].tolist()
 
     assert ids("ab12") == [[1, 2, 4, 5]]
     split_texts(model, r"[a-z]+|\p{N}+")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from penstock.engines.openvino.model import source as module
-from penstock.engines.openvino.model.source import convert, find_model
+from penstock.engines.openvino.model.source import convert, find_model, lack_of
 from penstock.engines.openvino.model.weights import Quantization
 from penstock.errors import EngineStartError, MissingExtraError
 
@@ -366,6 +366,7 @@ class TestSources:
             EngineStartError, match=r"there is no model '.*give 'demo', a directory .* 'org/name'"
         ):
             find_model(source or "no model", None, None)
+        assert lack_of(source or "no model", None, None, Quantization()) is None
 
     def test_a_file(self, tmp_path):
         (tmp_path / "model.safetensors").touch()

@@ -19,7 +19,6 @@ from weakref import WeakSet, proxy
 import numpy as np
 import openvino as ov
 
-from penstock.engines.openvino.core import shared_core
 from penstock.engines.openvino.logits.graph import (
     bytes_a_token,
     extend,
@@ -88,7 +87,7 @@ class LogitModel:
     def __init__(
         self, path: str, options: OpenVINOOptions, exact: bool = True, grows: bool = True
     ) -> None:
-        core = shared_core()
+        core = ov.Core()
         model = core.read_model(path)
         self.planes = 0
         self._folder = Path(path).parent

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from penstock import private_files
-from penstock.engines.process import python
+from penstock.engines.disk.sources import atomic_folder
+from penstock.engines.process import python, with_docstrings
 from penstock.errors import EngineStartError
 
 _COMPRESSING = re.compile(r"Applying .*?(\d+)\s?%")
@@ -56,6 +58,18 @@ def _unfit(names: list[str]) -> str:
     return f"has no weights, or none of the shape in its config.json, for {shown}"
 
 
+@contextmanager
+def converted(target: Path) -> Iterator[tuple[Path, Path]]:
+    """The folder that becomes `target`, and the file of a log, which stays if it does not. Hold the
+    lock.
+    """
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    with atomic_folder(target) as partial:
+        yield partial, log
+    log.unlink()
+
+
 def run_python(
     source: str, arguments: list[str], log: Path, stage: Callable[[str], None]
 ) -> list[str]:
@@ -74,7 +88,7 @@ def run_python(
             text=True,
             errors="replace",
             # Unbuffered, so that the last line is what came last.
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+            env={**with_docstrings(), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
             umask=0o077,
         )
         assert exporter.stdout is not None

@@ -54,6 +54,8 @@ _NUMBERS = {
 _STRING, _ARRAY = 8, 9
 _F32 = 0
 _LENGTH = struct.Struct("<Q")
+_MENDS = 1
+"""Counts the changes to what is mended, as `_RECIPE` (source.py) counts those of conversions."""
 _LONGEST = 1 << 28
 """Bytes of a text: no file of a model states a longer one."""
 
@@ -147,6 +149,17 @@ def _read(path: Path, size: int, _: int) -> Header:
             return Header(fields, frozenset(matrices), promised, biased, factors)
     except (struct.error, KeyError, OverflowError, MemoryError, RecursionError, ValueError):
         raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
+
+
+def mends_of(path: Path) -> int | None:
+    """What a job must know of how a file is mended: a number that grows when that changes answers.
+    None if GenAI's reading is right, or if the start refuses the file.
+    """
+    try:
+        header = read_header(path)
+    except (OSError, ValueError, EngineStartError):
+        return None
+    return _MENDS if header.needs_mending or header.begins_with is not None else None
 
 
 def gguf_context_length(path: Path) -> int:

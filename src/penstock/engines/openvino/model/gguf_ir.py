@@ -11,9 +11,7 @@ tokenizers in the default way. Both are mended in the files, so such a model is 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,11 +25,11 @@ import openvino_genai as genai
 from openvino import opset13 as ops
 
 from penstock import private_files
-from penstock.engines.disk.sources import atomic_folder, locked, partial_of
+from penstock.engines.disk.sources import locked, partial_of
+from penstock.engines.openvino.model.exporter import converted, run_python
 from penstock.engines.openvino.model.gguf import Header, read_header
-from penstock.engines.process import end_with_parent, modules_of_this, python
 from penstock.env import cache_dir
-from penstock.errors import EngineError, EngineStartError
+from penstock.errors import EngineStartError
 
 _SAVING = {"enable_save_ov_model": True}
 _MADE = ("openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml")
@@ -113,28 +111,17 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _write(path: Path, target: Path) -> None:
-    with atomic_folder(target) as partial:
+    with converted(target) as (partial, log):
         link = partial / path.name
         link.symlink_to(path.resolve())
         module = "penstock.engines.openvino.model.gguf_ir"
-        command = python("-m", module, str(link), str(os.getpid()))
-        # The child ends when the pipe to it closes, so it does not outlive this process.
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=modules_of_this(),
-        ) as child:
-            if child.wait():
-                raise EngineError("the graph of the GGUF model could not be written")
+        run_python(str(path), ["-m", module, str(link)], log, lambda stage: None)
         link.unlink()
         shutil.rmtree(target, ignore_errors=True)  # an older, incomplete one
 
 
-def main(path: str, parent: int) -> None:
-    """Load the GGUF file `path`, which writes its graph beside it, for the process `parent`."""
-    end_with_parent(sys.stdin.fileno(), parent)
+def main(path: str) -> None:
+    """Load the GGUF file `path`, which writes its graph beside it."""
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = 1
     genai.ContinuousBatchingPipeline(path, scheduler, "CPU", _SAVING, _SAVING)
@@ -189,4 +176,4 @@ def split_texts(model: Any, pattern: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1])

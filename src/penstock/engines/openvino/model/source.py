@@ -22,11 +22,10 @@ from penstock import private_files
 from penstock.demo import MODEL_NAME, model_path
 from penstock.engines.disk.sources import (
     HUB_ID,
-    atomic_folder,
     local_source,
     locked,
 )
-from penstock.engines.openvino.model.exporter import check_loaded, run_python
+from penstock.engines.openvino.model.exporter import check_loaded, converted, run_python
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
     POOLING_CONFIG,
@@ -50,7 +49,7 @@ from penstock.engines.openvino.model.files import (
     sees,
     task_of,
 )
-from penstock.engines.openvino.model.gguf import check_gguf, gguf_context_length
+from penstock.engines.openvino.model.gguf import check_gguf, gguf_context_length, mends_of
 from penstock.engines.openvino.model.weights import (
     Quantization,
     WeightFormat,
@@ -120,10 +119,13 @@ def path_of(source: str) -> Path:
 
 
 def recipe_of(source: str) -> int | None:
-    """The recipe by which a model is converted; None for one that is not, or that a bucket has."""
+    """The recipe by which a model is converted, or a GGUF file mended; None if it is neither, or in
+    a bucket.
+    """
     path = path_of(source)
-    as_it_is = "://" in source or path.suffix == ".gguf" or is_ir(path)
-    return None if as_it_is else _RECIPE
+    if "://" in source or is_ir(path):
+        return None
+    return mends_of(path) if path.suffix == ".gguf" else _RECIPE
 
 
 def find_model(
@@ -219,7 +221,7 @@ def lack_of(
 ) -> MissingExtraError | None:
     """What `find_model` would raise for a missing extra, if the model is on this machine."""
     path = path_of(source)
-    if not path.is_dir() or is_ir(path):
+    if not os.path.isdir(path) or is_ir(path):
         return None
     try:
         directory, target, by_onnx = _conversion(source, task, weight_format, quantization)
@@ -354,7 +356,7 @@ def _convert(
     exported = "image-text-to-text" if seeing else EXPORT_TASKS[task]
     if task == "embed" and is_splade(directory):
         exported = "fill-mask"
-    with _converted(target) as (partial, log):
+    with converted(target) as (partial, log):
         command = [
             *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
             *("--library", "transformers", "--model", str(directory)),
@@ -406,23 +408,13 @@ def _read_onnx(
             " this one in Hugging Face's form"
         )
     check_kind(source, task, config)
-    with _converted(target) as (partial, log):
+    with converted(target) as (partial, log):
         stage("reading the ONNX model")
         context = str(context_length_of(config))
         module = "penstock.engines.openvino.model.onnx_ir"
         run_python(source, ["-m", module, str(directory), str(partial), context], log, stage)
         (partial / "config.json").write_text(json.dumps(config))
         _keep_beside(directory, partial)
-
-
-@contextmanager
-def _converted(target: Path) -> Iterator[tuple[Path, Path]]:
-    """The folder that becomes `target`, and the file of a log, which stays if it does not."""
-    log = target.with_name(f"{target.name}.log")
-    log.unlink(missing_ok=True)
-    with atomic_folder(target) as partial:
-        yield partial, log
-    log.unlink()
 
 
 def _keep_beside(directory: Path, partial: Path) -> None:
