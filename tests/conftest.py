@@ -14,12 +14,14 @@ MODELS = Path(os.environ.get("PENSTOCK_MODELS") or Path(__file__).parents[1] / "
 
 
 def pytest_configure() -> None:
-    """SIGINT and streams as they are for an interactive program, whatever started the tests: the
-    programs that they start inherit them.
+    """Signals and streams as they are for an interactive program, whatever started the tests: the
+    programs that they start inherit them. `nohup` ignores SIGHUP, a shell's `&` SIGINT.
     """
     os.environ.pop("PYTHONUNBUFFERED", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
