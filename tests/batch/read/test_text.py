@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 import io
 import json
 import os
@@ -342,6 +343,38 @@ async def test_the_separator_that_excel_is_told(tmp_path, begin):
     (tmp_path / "in.csv").write_text(f"{begin}a{separator}b\n1{separator}2\n")
     source = await open_source(tmp_path / "in.csv")
     assert (source.columns, values(source)) == (("a", "b"), [{"a": "1", "b": "2"}])
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("begin", ["", "\n \r\n"])
+async def test_the_header_shows_the_separator(tmp_path, separator, begin):
+    content = f'{begin}a{separator}"b; \t|c"\r\n1,5{separator}2\r\n'.replace(
+        "1,5", '"1,5"' if separator == "," else "1,5"
+    )
+    (tmp_path / "in.csv").write_text(content, newline="")
+    source = await open_source(tmp_path / "in.csv")
+    assert values(source) == [{"a": "1,5", "b; \t|c": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "columns"),
+    [
+        ("in.csv", "a, b;c", ("a", " b;c")),
+        ("in.csv", '"a;b"', ("a;b",)),
+        ("in.csv", '"a;\nb"', ("a;\nb",)),
+        ("in.csv", "text", ("text",)),
+        ("in.tsv", "a, b;c\td", ("a, b;c", "d")),
+        ("in.TAB", "a,b", ("a,b",)),
+    ],
+)
+async def test_headers_where_the_separator_is_not_plain(tmp_path, name, header, columns):
+    (tmp_path / name).write_text(f"{header}\n1\n")
+    assert (await open_source(tmp_path / name)).columns == columns
+
+
+async def test_tabs_in_a_compressed_file(tmp_path):
+    (tmp_path / "in.tsv.gz").write_bytes(gzip.compress(b"a,b\tc\n1\t2\n"))
+    assert values(await open_source(tmp_path / "in.tsv.gz")) == [{"a,b": "1", "c": "2"}]
 
 
 @pytest.mark.parametrize("header", ["PAR1,PAR2", "BZh,a", "PAR1", "BZh91AY&SY"])

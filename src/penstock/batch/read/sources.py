@@ -44,6 +44,8 @@ class HasRows(Protocol):
         """What to read instead of it: anything that `open_source` takes."""
 
 
+SEPARATORS = (",", ";", "\t", "|")
+"""What may part the columns of a CSV file; the first that parts its header does."""
 BATCH_ROWS = 256
 BATCH_BYTES = 1 << 20
 _ONLY_STR = frozenset({str})
@@ -287,10 +289,10 @@ def check_column(column: str, known: Iterable[str] | None, field: str, *, hint: 
 
 
 def _other_separator(column: str, names: Sequence[str]) -> str:
-    """A hint for a CSV file whose header has another separator than a comma; else empty."""
-    for mark, name in ((";", "';'"), ("\t", "a tab"), ("|", "'|'")):
-        if len(names) == 1 and column in (part.strip() for part in names[0].split(mark)):
-            return f"The separator looks like {name}: columns of CSV files are parted by commas"
+    """A hint for a CSV file whose header has commas that part nothing; else empty."""
+    for mark in SEPARATORS[1:]:
+        if column in (part.strip() for part in ",".join(names).split(mark)):
+            return f"If {mark!r} parts the columns, a first line 'sep={mark}' says so"
     return ""
 
 

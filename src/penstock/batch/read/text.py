@@ -20,10 +20,11 @@ from typing import Any, BinaryIO, TextIO, cast
 import msgspec
 
 from penstock.batch.read.compressed import MAGIC
-from penstock.batch.read.files import DataFile, FileSource, reading
+from penstock.batch.read.files import DataFile, FileSource, is_tab_separated, reading
 from penstock.batch.read.sources import (
     BATCH_BYTES,
     BATCH_ROWS,
+    SEPARATORS,
     Stream,
     columns_of,
     first_of,
@@ -43,10 +44,11 @@ _LONE = re.compile("[\ud800-\udfff]")
 _PREVIEW_ROWS = 64
 _STDIN = 0
 _TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
+_TOO_LONG_TEXT = f"the line is longer than {MAX_LINE >> 20} Mi characters"
 _MAX_FIELD = 1 << 24  # csv's own limit of 128 KiB is less than one long document
 CSV_LIMIT = threading.Lock()
 """Held while `csv.field_size_limit` is changed, which applies to the whole process."""
-_SEPARATOR = re.compile(rb'(?:\xef\xbb\xbf)?sep=([^\w"\s\x80-\xff]|[\t ])\r?\n')
+_SEPARATOR = re.compile(r'sep=([^\w"\s]|[\t ])\r?\n', re.ASCII)
 """The line before the header that tells Excel the separator (`sep=;`)."""
 _NO_END = "a quote that begins here has no end"
 _MALFORMED = (
@@ -194,7 +196,9 @@ def stdin() -> Stream:
 
 
 class Csv(FileSource):
-    """CSV files with a header line each. Every value is text; fields that a row lacks are null."""
+    """CSV files with a header line each, which shows the separator. Every value is text; fields
+    that a row lacks are null.
+    """
 
     json_values = True
 
@@ -256,16 +260,20 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
         csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
     with reading(path):
         source = io.BufferedReader(cast(io.RawIOBase, stream))
-        head = source.peek(64)
-        check_text(head, path)
-        told = _SEPARATOR.match(head)
+        check_text(source.peek(64), path)
         # Invalid UTF-8 becomes lone surrogates, so that one bad row does not end the reading.
         with io.TextIOWrapper(
             source, encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as text:
-            # Strict, so that a quote without end is an error.
             lines = _BoundedLines(text)
-            reader = csv.reader(lines, strict=True, delimiter=told[1].decode() if told else ",")
+            try:
+                begun = lines.until_text()
+            except _TooLongError:
+                yield 1, [], _TOO_LONG_TEXT
+                return
+            delimiter = _separator(begun[-1] if begun else "", path)
+            # Strict, so that a quote without end is an error.
+            reader = csv.reader(itertools.chain(begun, lines), strict=True, delimiter=delimiter)
             while True:
                 begin = reader.line_num + 1
                 try:
@@ -273,7 +281,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
                 except StopIteration:
                     return
                 except _TooLongError:
-                    yield begin, [], f"the line is longer than {MAX_LINE >> 20} Mi characters"
+                    yield begin, [], _TOO_LONG_TEXT
                     continue
                 except csv.Error:
                     fault = f"malformed CSV: {_NO_END if lines.ended else _MALFORMED}"
@@ -287,6 +295,28 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
                 elif fields:
                     mended = [_LONE.sub("\ufffd", field) for field in fields]
                     yield reader.line_num, mended, "invalid UTF-8"
+
+
+def _separator(line: str, path: str) -> str:
+    """What parts the columns of a file whose first line that is not blank is `line`: what it tells
+    Excel; a tab in *.tsv; else a comma, unless the header has none but has one of the others.
+    """
+    if told := _SEPARATOR.match(line):
+        return told[1]
+    if is_tab_separated(path):
+        return "\t"
+    if line.isspace():
+        return ","
+    return next((mark for mark in SEPARATORS if _parts(line, mark)), ",")
+
+
+def _parts(line: str, separator: str) -> bool:
+    """Whether `separator` parts a header. A quote within a name shows that it does not."""
+    try:
+        names = next(csv.reader([line], strict=True, delimiter=separator), [])
+    except csv.Error:
+        return False  # a name goes on in the next line
+    return len(names) > 1 and not any('"' in name for name in names)
 
 
 class _TooLongError(Exception):
@@ -304,6 +334,15 @@ class _BoundedLines:
 
     def __iter__(self) -> _BoundedLines:
         return self
+
+    def until_text(self) -> list[str]:
+        """The next lines, to the first that is not blank."""
+        taken: list[str] = []
+        for line in self:
+            taken.append(line)
+            if not line.isspace():
+                break
+        return taken
 
     def __next__(self) -> str:
         line = self._readline(MAX_LINE)
