@@ -16,7 +16,7 @@ SIMULATED = ("--model", "simulated", "--prompt", "{text}")
 
 def penstock(*args, cwd, input=None, **env):
     return subprocess.run(
-        [sys.executable, "-m", "penstock.cli", *map(str, args)],
+        [sys.executable, "-m", "penstock", *map(str, args)],
         cwd=cwd,
         input=input,
         capture_output=True,

@@ -16,7 +16,7 @@ import jsonschema_rs
 import msgspec
 
 from penstock.errors import ConfigError
-from penstock.json_schema import CLASSES, CONTROLS, rewritten, without_look_ahead
+from penstock.openai.json_schema import CLASSES, CONTROLS, rewritten, without_look_ahead
 
 _ANY_BUT_LINE_ENDS = r"[^\n\r\x{2028}\x{2029}]"
 _LAST = 0x10FFFF

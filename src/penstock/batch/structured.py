@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from penstock.errors import ConfigError, EngineError
-from penstock.json_schema import resolve
+from penstock.openai.json_schema import resolve
 from penstock.parsing import TOO_DEEP, decode_json, is_too_deep, json_fault, read_file
 
 Check = Callable[[Any], bool]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penstock.errors import RequestError, nearest
-from penstock.json_schema import rewritten
+from penstock.openai.json_schema import rewritten
 from penstock.types import Message, StructuredOutput
 
 Tool = Mapping[str, Any]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
-from penstock.json_schema import resolve
+from penstock.openai.json_schema import resolve
 
 Kind = Literal["text", "thought", "name", "arguments", "whole"]
 

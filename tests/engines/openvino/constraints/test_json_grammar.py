@@ -8,7 +8,7 @@ import pytest
 from penstock.engines.openvino.constraints.json_grammar import json_grammar
 from penstock.engines.openvino.constraints.json_schemas import FORMATS
 from penstock.errors import RequestError
-from penstock.json_schema import EMAIL
+from penstock.openai.json_schema import EMAIL
 
 NODE = {
     "type": "object",

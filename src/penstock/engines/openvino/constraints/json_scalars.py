@@ -35,7 +35,7 @@ from penstock.engines.openvino.constraints.writer import (
     without,
 )
 from penstock.errors import RequestError
-from penstock.json_schema import EMAIL, without_look_ahead
+from penstock.openai.json_schema import EMAIL, without_look_ahead
 
 _PLAIN_RANGES = without(ALL, [(0, 0x1F), (34, 34), (92, 92)])
 _PLAIN = char_class(_PLAIN_RANGES)

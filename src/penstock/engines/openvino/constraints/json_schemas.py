@@ -9,9 +9,9 @@ from typing import Any
 
 import jsonschema_rs
 
-from penstock import json_schema
 from penstock.engines.openvino.constraints.writer import Impossible
 from penstock.errors import RequestError
+from penstock.openai import json_schema
 
 Schema = Mapping[str, Any]
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")

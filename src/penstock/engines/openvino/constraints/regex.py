@@ -23,7 +23,7 @@ from penstock.engines.openvino.constraints.writer import (
     without,
 )
 from penstock.errors import RequestError
-from penstock.json_schema import CLASSES, CONTROLS
+from penstock.openai.json_schema import CLASSES, CONTROLS
 
 MAX_DEPTH = 50
 MAX_REPEATS = 20_000

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from penstock.json_schema import EMAIL, resolve, rewritten, without_look_ahead
+from penstock.openai.json_schema import EMAIL, resolve, rewritten, without_look_ahead
 
 ROOT = {
     "anyOf": [{"type": "null"}, {"type": "string"}],
