@@ -88,6 +88,15 @@ def check_variables(given: Any) -> None:
         )
 
 
+def refuse_taken(variables: Mapping[str, Any], *more: str) -> None:
+    """Raise `RequestError` for a variable in a request's `chat_template_kwargs` whose name the
+    request itself sets, or one of `more`.
+    """
+    if taken := _TAKEN.union(more) & variables.keys():
+        place = f"chat_template_kwargs.{min(taken)}"
+        raise RequestError(f"{place}: the template has this name from elsewhere", param=place)
+
+
 def template_options(request: ChatRequest) -> dict[str, Any]:
     """What `ChatTemplate.render` takes for a request, beside its messages."""
     return {
@@ -178,9 +187,7 @@ class ChatTemplate:
             **self._variables,
             **(variables or {}),
         }
-        if taken := _TAKEN & names.keys():
-            place = f"chat_template_kwargs.{min(taken)}"
-            raise RequestError(f"{place}: the template has this name from elsewhere", param=place)
+        refuse_taken(names)
         source = override or self.source
         # Nearly every conversation has no calls and no null: it is looked at once, without a call.
         special, null, as_sent = bool(tools), False, True

@@ -107,6 +107,12 @@ async def test_what_vllm_cannot_do_here_is_refused_by_name(engine, given):
         await answer(engine, chat(**given))
 
 
+@pytest.mark.parametrize("name", ["tools", "messages", "conversation", "tokenize"])
+async def test_variables_of_a_template_do_not_replace_the_requests_own(engine, name):
+    with pytest.raises(RequestError, match=rf"^chat_template_kwargs\.{name}: "):
+        await answer(engine, chat(chat_template_kwargs={name: []}))
+
+
 async def test_ids_beyond_the_vocabulary_are_refused_by_name(engine):
     for given in ({"logit_bias": {"99999": 1}}, {"allowed_token_ids": [99999]}):
         with pytest.raises(RequestError, match="token ids must be from 0"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate, read_template
+from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate, read_template, refuse_taken
 from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.engines.vllm.library import (
     ChatCompletionToolsParam,
@@ -48,6 +48,8 @@ _TOO_LONG = frozenset({"input_tokens", "input_text"})
 _FOR_MEDIA = ("mm_processor_kwargs", "media_io_kwargs")
 _FOR_PROMPT = frozenset({"truncate_prompt_tokens", "truncation_side", "documents", *_FOR_MEDIA})
 _NEUTRAL = Sampling()
+_OF_RENDERER = ("conversation", "chat_template", "tokenize")
+"""Names by which vLLM's renderer gives a template, or itself, what a request sets."""
 _SAME_EXTRA = (
     *("skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
     *("logprob_token_ids", "thinking_token_budget", "watermarking"),
@@ -222,6 +224,8 @@ class Prompts:
     ) -> tuple[list[Message], list[dict[str, Any]] | None, dict[str, Any]]:
         """The messages, tools and variables that the template gets for a request."""
         messages, kwargs = request.messages, request.chat_template_kwargs
+        if kwargs:
+            refuse_taken(kwargs, *_OF_RENDERER)
         if self.text_template is not None:
             messages, tools = self.text_template.fitted(messages, tools, request.chat_template)
         if tools:  # in the form in which vLLM's server shows them, keys without a value included
