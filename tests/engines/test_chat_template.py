@@ -381,3 +381,16 @@ class TestImages:
             template.mark_of(TAGS["image"] * 3, "image", 2)
         with pytest.raises(RequestError, match="1 image: the model's chat template does not show"):
             template.mark_of("What?", "image", 1)
+
+
+NAMED = {"default": "plain {{ messages[0].content }}", "tool_use": "{{ tools[0].name }}"}
+
+
+def test_templates_by_name():
+    template = ChatTemplate(NAMED)
+    assert template.source == NAMED["default"]
+    assert template.render(HELLO) == template.render(HELLO, tools=[]) == "plain hello"
+    assert template.render(HELLO, tools=[{"name": "f"}]) == "f"
+    assert template.chosen([TOOL], "default") == NAMED["default"]
+    # Without one for tools, the default gets them as text.
+    assert '"look"' in ChatTemplate({"default": CHATML}).render(HELLO, tools=[TOOL])

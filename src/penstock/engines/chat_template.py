@@ -110,19 +110,22 @@ def template_options(request: ChatRequest) -> dict[str, Any]:
 
 class ChatTemplate:
     """One model's template. `source` None: the model has none, and line ends join the contents.
+    Templates by name are used as transformers uses them: `tool_use` where a request has tools, else
+    `default`; a request names another in place of its own template.
     `variables` are further names for it, where a request does not give them. `images`: the model
     sees, so contents may have parts `{"type": "image"}` and, if it does videos, "video".
     """
 
     def __init__(
         self,
-        source: str | None,
+        source: str | Mapping[str, str] | None,
         special_tokens: Mapping[str, str] | None = None,
         variables: Mapping[str, Any] | None = None,
         *,
         images: bool = False,
     ) -> None:
-        self.source = source or PLAIN
+        self._named = source if isinstance(source, Mapping) else {}
+        self.source = (self._named.get("default") if self._named else str(source or "")) or PLAIN
         self._variables = dict(variables or {})
         self._images = images
         self._names = tuple((special_tokens or {}).items())
@@ -133,6 +136,12 @@ class ChatTemplate:
         """The prompt of a request, made as `render` makes it."""
         return self.render(request.messages, **template_options(request))
 
+    def chosen(self, tools: Any, override: str | None = None) -> str:
+        """The source for a request with these tools, or with a template of its own."""
+        if override:
+            return self._named.get(override, override)
+        return (self._named.get("tool_use") if tools else None) or self.source
+
     def fitted(
         self,
         messages: list[Message],
@@ -142,7 +151,7 @@ class ChatTemplate:
         """Messages and tools as the template (or `override`) can show them: one that knows no
         tools gets them as text.
         """
-        source = override or self.source
+        source = self.chosen(tools, override)
         if not (tools or has_tools(messages)) or takes_tools(source):
             return messages, tools
         system = _shows(source, self._names, _SYSTEM_TURN, "SYSTEM")
@@ -152,7 +161,7 @@ class ChatTemplate:
         """The mark that stands for each of `wanted` images (or videos) in a prompt. Raises
         `RequestError` if the prompt has another number of marks.
         """
-        mark = _media_form(override or self.source, self._names).marks[medium]
+        mark = _media_form(self.chosen(None, override), self._names).marks[medium]
         count = prompt.count(mark) if mark else 0
         if count != wanted:
             why = (
@@ -188,7 +197,7 @@ class ChatTemplate:
             **(variables or {}),
         }
         refuse_taken(names)
-        source = override or self.source
+        source = self.chosen(tools, override)
         # Nearly every conversation has no calls and no null: it is looked at once, without a call.
         special, null, as_sent = bool(tools), False, True
         for message in messages:

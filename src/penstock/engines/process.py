@@ -84,10 +84,12 @@ class Call(Struct, tag="call", array_like=True):
 
 
 class Ready(Struct, tag="ready", array_like=True):
-    """The model is loaded. `special_tokens` are those that its chat template may name."""
+    """The model is loaded. `special_tokens` are those that its chat template, or one of several by
+    name, may name.
+    """
 
     capabilities: Capabilities
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
     special_tokens: dict[str, str]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from penstock.demo import MODEL_NAME
+from penstock.demo import MODEL_NAME, model_path
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.tasks import generated
 from penstock.openai.responses import Answers
@@ -105,3 +106,19 @@ async def test_smollm2_continues_a_text(smol):
     question = {"role": "user", "content": "What is the capital of France?"}
     answers = await ask(smol, question, turn, continue_final_message=True)
     assert answers.texts[0].startswith(" Paris")
+
+
+async def test_a_template_for_tools_beside_the_models_own(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_path(), folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools[0].type }}")
+    engine = OpenVINOEngine(str(folder))
+    await engine.start()
+    try:
+        plain = ChatRequest([USER], SHORT, stream=False)
+        with_tools = ChatRequest([USER], SHORT, stream=False, tools=[TOOL])
+        assert engine.template.prompt(plain).count(USER["content"]) == 1
+        assert engine.template.prompt(with_tools) == "function"
+    finally:
+        await engine.stop()

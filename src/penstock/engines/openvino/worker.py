@@ -24,6 +24,7 @@ from penstock.engines.openvino.model.files import (
     check_whole,
     inputs_of,
     is_ir,
+    named_templates,
     read_config,
 )
 from penstock.engines.openvino.options import (
@@ -114,7 +115,12 @@ def _load(load: Load) -> tuple[Any, Ready]:
             extra=frozenset(),
             inputs=inputs_of(path, read_config(path), load.task),
         )
-    return model, Ready(capabilities, model.chat_template(), model.special_tokens())
+    template: str | dict[str, str] | None = model.chat_template()
+    if isinstance(template, str) and (
+        named := named_templates(Path(load.options.tokenizer or path).expanduser())
+    ):
+        template = {"default": template, **named}
+    return model, Ready(capabilities, template, model.special_tokens())
 
 
 def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> None:

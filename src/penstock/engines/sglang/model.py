@@ -107,7 +107,7 @@ class Model:
         )
         template = self._tokenizer.chat_template
         special = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
-        return Ready(capabilities, template if isinstance(template, str) else None, special)
+        return Ready(capabilities, template, special)
 
     @cached_property
     def _special_texts(self) -> list[str]:

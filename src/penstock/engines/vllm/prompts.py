@@ -311,8 +311,7 @@ class Prompts:
         if self.tokenizer is None or self._tokenized_by_template:
             return None
         found = self.template or getattr(self.tokenizer, "chat_template", None)
-        own = found.get("default") if isinstance(found, dict) else found
-        return ChatTemplate(own, {**_special_tokens(self.tokenizer), **self.variables})
+        return ChatTemplate(found, {**_special_tokens(self.tokenizer), **self.variables})
 
     def room(self, prompt: Any, max_tokens: int | None, whole: bool = False) -> int:
         """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is

@@ -39,6 +39,12 @@ def is_ir(path: Path) -> bool:
     return os.path.isdir(path) and any(path.glob("openvino_*model*.xml"))
 
 
+def named_templates(folder: Path) -> dict[str, str]:
+    """The chat templates of a tokenizer's directory, beside the default one, by name."""
+    files = folder.glob("additional_chat_templates/*.jinja")
+    return {file.stem: file.read_text(encoding="utf-8") for file in sorted(files)}
+
+
 def onnx_file(path: Path) -> Path | None:
     """The model in ONNX form in a directory, where optimum, sentence-transformers or fastembed put
     it; the one with the most precise weights.
