@@ -310,6 +310,23 @@ async def test_the_log_says_which_known_key_a_request_has(
     assert marks == [*known, None, None]
 
 
+async def test_the_log_is_not_filled_by_probes(
+    ingress: Any, served: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (model,) = ingress.handles.values()
+    async with served(model).client() as client:
+        caplog.set_level(logging.INFO, "penstock.access")
+        for path in ("/health", "/metrics", "/health/no", "/v1/models"):
+            await client.get(path)
+        assert [one.getMessage() for one in caplog.records] == [
+            "GET /health/no 404",
+            "GET /v1/models 200",
+        ]
+        caplog.set_level(logging.DEBUG, "penstock.access")
+        await client.get("/health")
+        assert caplog.records[-1].getMessage() == "GET /health 200"
+
+
 def test_settings_do_not_show_their_keys() -> None:
     from penstock.serve.config.settings import HttpSettings
 

@@ -65,6 +65,8 @@ the whole conversation.
 """
 _LOGGED_PATH = 1000
 """The most characters of a path that are logged: the client chooses its length."""
+_PROBES = frozenset({"/health", "/ping", "/metrics", "/load"})
+"""What a machine asks every few seconds. The log has only those that fail, and all at DEBUG."""
 LAST_WORDS_S = 1.0
 """How long aborted requests may take to send their errors."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -379,9 +381,10 @@ def note_on_span(current: Span, exchange: Exchange, scope: Scope) -> None:
 
 def log_access(exchange: Exchange, scope: Scope) -> None:
     """Log the exchange when it has ended. Reads only `method` and `path` of `scope`."""
-    if not _access.isEnabledFor(logging.INFO):
-        return
     path = scope["path"][:_LOGGED_PATH]
+    level = logging.DEBUG if path in _PROBES and exchange.status < 400 else logging.INFO
+    if not _access.isEnabledFor(level):
+        return
     first = exchange.first_token_at
     of_model = {
         "model": exchange.model,
@@ -402,7 +405,7 @@ def log_access(exchange: Exchange, scope: Scope) -> None:
     }
     fields = {name: value for name, value in known.items() if value is not None}
     line = (scope["method"], escaped(path), exchange.status)
-    _access.info("%s %s %s", *line, extra={"fields": fields})
+    _access.log(level, "%s %s %s", *line, extra={"fields": fields})
 
 
 def check_loaded(exchange: Exchange, model: ModelHandle) -> None:
