@@ -124,8 +124,9 @@ class ChatTemplate:
         *,
         images: bool = False,
     ) -> None:
-        self._named = source if isinstance(source, Mapping) else {}
-        self.source = (self._named.get("default") if self._named else str(source or "")) or PLAIN
+        self.named = source if isinstance(source, Mapping) else {}
+        """The templates by name; empty if the model has only one."""
+        self.source = (self.named.get("default") if self.named else str(source or "")) or PLAIN
         self._variables = dict(variables or {})
         self._images = images
         self._names = tuple((special_tokens or {}).items())
@@ -139,8 +140,8 @@ class ChatTemplate:
     def chosen(self, tools: Any, override: str | None = None) -> str:
         """The source for a request with these tools, or with a template of its own."""
         if override:
-            return self._named.get(override, override)
-        return (self._named.get("tool_use") if tools else None) or self.source
+            return self.named.get(override, override)
+        return (self.named.get("tool_use") if tools else None) or self.source
 
     def fitted(
         self,
@@ -197,7 +198,7 @@ class ChatTemplate:
             **(variables or {}),
         }
         refuse_taken(names)
-        source = self.chosen(tools, override)
+        source = self.chosen(tools, override) if self.named else override or self.source
         # Nearly every conversation has no calls and no null: it is looked at once, without a call.
         special, null, as_sent = bool(tools), False, True
         for message in messages:

@@ -126,7 +126,9 @@ class TokenEngine(LLMEngine):
         self._check_task("chat")
         request = with_seed(request) if self.deterministic else request
         tools = None if request.tool_choice == "none" else request.tools
-        source = self.template.chosen(tools, request.chat_template)
+        source = request.chat_template or self.template.source
+        if self.template.named:
+            source = self.template.chosen(tools, request.chat_template)
         as_text = None if takes_tools(source) else "hermes"  # see tools_as_text
         forms = forms_of(source, self.tool_call_parser, self.reasoning_parser, as_text)
         choice = request.tool_choice
