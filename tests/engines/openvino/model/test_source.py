@@ -87,6 +87,7 @@ def exports(tmp_path, monkeypatch):
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "find_spec", lambda name: name)
     monkeypatch.setattr(module, "_try_out", lambda *_: None)
+    monkeypatch.setattr(module, "_try_tokenizer", lambda *_: None)
     return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
 

@@ -25,6 +25,7 @@ from penstock.engines.disk.sources import (
     local_source,
     locked,
 )
+from penstock.engines.openvino.model import tokenizer_trial
 from penstock.engines.openvino.model.exporter import check_loaded, converted, run_python
 from penstock.engines.openvino.model.files import (
     LENGTH_CONFIG,
@@ -373,6 +374,8 @@ def _convert(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
                 f" (the log: {log})"
             )
+        stage("trying the tokenizer")
+        _try_tokenizer(source, directory, partial, log, stage)
         if is_vision_config(config):
             keep_image_settings(directory, partial)
             if task == "embed":
@@ -394,6 +397,16 @@ def _knows_no_words(partial: Path) -> bool:
 
 def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
     run_python(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
+
+
+def _try_tokenizer(
+    source: str, directory: Path, partial: Path, log: Path, stage: Callable[[str], None]
+) -> None:
+    """Say so if the converted tokenizer is not the model's own, as far as some texts show."""
+    module = "penstock.engines.openvino.model.tokenizer_trial"
+    run_python(source, ["-m", module, str(directory), str(partial)], log, stage)
+    if found := tokenizer_trial.reported(log.read_text(encoding="utf-8", errors="replace")):
+        say(f"{source}: {found}")
 
 
 def _read_onnx(
