@@ -1,7 +1,9 @@
 """Jobs seen and steered from outside."""
 
 import asyncio
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -185,6 +187,27 @@ async def test_jobs_are_found(tmp_path, make_engine, state, monkeypatch):
     folder.rename(tmp_path / "gone")
     assert list(known_folders()) == [tmp_path / "b.jsonl.penstock"]
     assert len(list((state / "registry").iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EACCES, errno.ENOTCONN])
+async def test_a_job_that_cannot_be_reached_hides_no_other(
+    tmp_path, make_engine, state, monkeypatch, number
+):
+    await ask(numbered(1), tmp_path / "a.jsonl", make_engine())
+    await ask(numbered(1), tmp_path / "b.jsonl", make_engine())
+    far, near = tmp_path / "a.jsonl.penstock", tmp_path / "b.jsonl.penstock"
+    stat = Path.stat
+
+    def failing(self, **options):
+        if self == far:
+            raise OSError(number, os.strerror(number), str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", failing)
+    assert list(known_folders()) == [near]
+    monkeypatch.undo()
+    monkeypatch.setenv("PENSTOCK_STATE_DIR", str(state))
+    assert sorted(known_folders()) == [far, near]  # it was not forgotten
 
 
 async def test_a_job_that_does_not_begin_leaves_the_status(tmp_path, make_engine, state):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -100,7 +101,7 @@ def is_stale(status: Status) -> bool:
 
 def known_folders(place: str | None = None) -> Iterator[Path]:
     """The state directories in the registry, or those in and below the folder `place`. Entries of
-    jobs that are gone are removed.
+    jobs that are gone are removed; those in a place that cannot be reached now are left out.
     """
     if place is not None:
         if not os.path.isdir(place):
@@ -117,7 +118,13 @@ def known_folders(place: str | None = None) -> Iterator[Path]:
             folder = Path(os.fsdecode(bytes.fromhex(named)))
         except (OSError, ValueError, KeyError):
             continue
-        if folder.is_dir():
+        try:
+            there = stat.S_ISDIR(folder.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        except OSError:  # no permission, a mount that is down, a path that is too long
+            continue
+        if there:
             yield folder
         else:
             with contextlib.suppress(OSError):
