@@ -115,7 +115,8 @@ def compared(before: Evaluation, after: Evaluation) -> Comparison:
     if before.form != after.form or len(before.scores) != len(after.scores):
         raise ConfigError(
             f"has {len(before.scores)} rows of the form '{before.form}', and there are"
-            f" {len(after.scores)} of '{after.form}'",
+            f" {len(after.scores)} of '{after.form}': give both runs the same file, form, labels"
+            " and limit",
             field="against",
         )
     if before.labels and after.labels and before.labels != after.labels:
