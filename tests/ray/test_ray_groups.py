@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -54,9 +55,10 @@ def workers() -> list[int]:
     """The processes of the ranks' engines."""
     wanted = "penstock.engines.openvino.worker"
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if wanted in (process.info["cmdline"] or []):
-            found.append(process.pid)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if wanted in process.cmdline():
+                found.append(process.pid)
     return found
 
 
