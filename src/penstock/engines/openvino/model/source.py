@@ -375,7 +375,7 @@ def _convert(
                 f" (the log: {log})"
             )
         stage("trying the tokenizer")
-        _try_tokenizer(source, directory, partial, log, stage)
+        _try_tokenizer(source, partial, log, stage)
         if is_vision_config(config):
             keep_image_settings(directory, partial)
             if task == "embed":
@@ -399,12 +399,10 @@ def _try_out(source: str, partial: Path, log: Path, stage: Callable[[str], None]
     run_python(source, ["-m", "penstock.engines.openvino.model.trial", str(partial)], log, stage)
 
 
-def _try_tokenizer(
-    source: str, directory: Path, partial: Path, log: Path, stage: Callable[[str], None]
-) -> None:
+def _try_tokenizer(source: str, partial: Path, log: Path, stage: Callable[[str], None]) -> None:
     """Say so if the converted tokenizer is not the model's own, as far as some texts show."""
     module = "penstock.engines.openvino.model.tokenizer_trial"
-    run_python(source, ["-m", module, str(directory), str(partial)], log, stage)
+    run_python(source, ["-m", module, str(partial)], log, stage)
     if found := tokenizer_trial.reported(log.read_text(encoding="utf-8", errors="replace")):
         say(f"{source}: {found}")
 

@@ -1,6 +1,5 @@
 """Whether a converted tokenizer splits texts as the model's own does: `python -m
-penstock.engines.openvino.model.tokenizer_trial DIRECTORY FOLDER` prints a line for each that it
-does not.
+penstock.engines.openvino.model.tokenizer_trial FOLDER` prints a line for each that it does not.
 
 A model reads other tokens than those it was trained on as well as it can, and nobody notices.
 """
@@ -11,6 +10,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+_MOST_SPECIAL = 64
 DIFFERS = "differs: "
 """How a line of the report begins; the text follows as Python writes it."""
 TEXTS = (
@@ -34,19 +34,25 @@ TEXTS = (
 )
 
 
-def differing(directory: Path, folder: Path) -> list[str]:
-    """The texts that the tokenizer in `folder` splits otherwise than that of `directory`, whose
-    special tokens are tried too.
+def differing(folder: Path) -> list[str]:
+    """The texts that the tokenizer in a folder, OpenVINO's, splits otherwise than the
+    `tokenizer.json` beside it. Special tokens are tried too. Without that file nothing is compared.
     """
     import openvino_genai as genai  # here: the process that starts this one reads `reported`
 
-    own = import_module("transformers").AutoTokenizer.from_pretrained(directory)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return []
+    own = import_module("tokenizers").Tokenizer.from_file(str(file))
+    own.no_truncation()
+    own.no_padding()
     converted = genai.Tokenizer(str(folder))
-    special = "".join(f"{token}text" for token in own.all_special_tokens)
+    added = list(own.get_added_tokens_decoder().values())[:_MOST_SPECIAL]
+    special = "".join(f"{token.content}text" for token in added)
     return [
         text
         for text in (*TEXTS, special)
-        if own(text)["input_ids"] != converted.encode(text).input_ids.data[0].tolist()
+        if own.encode(text).ids != converted.encode(text).input_ids.data[0].tolist()
     ]
 
 
@@ -62,11 +68,11 @@ def reported(log: str) -> str:
     )
 
 
-def main(directory: Path, folder: Path) -> None:
+def main(folder: Path) -> None:
     """Print what differs."""
-    for text in differing(directory, folder):
+    for text in differing(folder):
         print(f"{DIFFERS}{text!r}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))
