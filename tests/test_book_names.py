@@ -11,10 +11,10 @@ from penstock.cli.commands import cli
 FOLDERS = ("bench", "deploy", "docs", "examples", "scripts", "src", "tests", "tools")
 SPAN = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"[\w-]+(/[\w-]+)*/?[\w.-]*\.(py|sh|md|yaml|toml)|[\w-]+(/[\w-]+)+/")
-# Of SGLang's server, docker and Ray, and a stand-in for any.
+# Of SGLang's server, docker, Ray and SQLite, and a stand-in for any.
 OF_OTHERS = {
     *("--build-arg", "--enable-cache-report", "--enable-deterministic-inference"),
-    *("--flags", "--num-cpus"),
+    *("--csv", "--flags", "--num-cpus"),
 }
 # Files of users and of models, and names that stand for any.
 NOT_HERE = re.compile(
