@@ -41,6 +41,18 @@ def test_the_interval_of_a_difference_is_possible_and_holds_it(rows, better):
     assert mirrored.interval == pytest.approx((-high, -low))
 
 
+async def test_rows_in_another_order_are_not_compared(make_engine):
+    rows = [{"q": text, "is": "x", "image": object()} for text in "abc"]
+    options = {"expected": "is", "prompt": "{q}", "engine": make_engine()}
+    before = await aevaluate(rows, "exact", **options)
+    with pytest.raises(ConfigError, match=r"in another order: 'q' has other values"):
+        compared(before, await aevaluate(rows[::-1], "exact", **options))
+    reworded = [{**row, "q": str(row["q"]).upper(), "was": row["q"]} for row in rows]
+    known = [{**row, "was": row["q"]} for row in rows]
+    one, other = [await aevaluate(some, "exact", **options) for some in (known, reworded)]
+    assert compared(one, other).rows == 3
+
+
 def test_other_labels_are_other_rows():
     one, other = (Evaluation("exact", [1.0], labels=digest) for digest in ("a", "b"))
     with pytest.raises(ConfigError, match="is of other rows"):

@@ -45,7 +45,8 @@ class Evaluation(Struct, frozen=True):
     """The `scores` of all rows, in their order: 1 for a right answer, 0 for a wrong one and for a
     row that failed. In the form "pair" the score is the probability that the first text is better,
     0.5 if the row failed. `failed` counts the rows that failed. `unlabelled` rows, without a label
-    that can be right, have no score. `labels` is a digest of the labels of the scored rows.
+    that can be right, have no score. `labels` is a digest of the labels of the scored rows, and
+    `columns` has one of each input column whose values differ.
     """
 
     form: Form
@@ -53,6 +54,7 @@ class Evaluation(Struct, frozen=True):
     failed: int = 0
     unlabelled: int = 0
     labels: str = ""
+    columns: dict[str, str] = {}
 
     @property
     def mean(self) -> float:
@@ -121,6 +123,12 @@ def compared(before: Evaluation, after: Evaluation) -> Comparison:
         )
     if before.labels and after.labels and before.labels != after.labels:
         raise ConfigError("is of other rows: their labels are not these", field="against")
+    both = before.columns.keys() & after.columns.keys()
+    if both and all(before.columns[name] != after.columns[name] for name in both):
+        raise ConfigError(
+            f"is of other rows, or of these in another order: '{min(both)}' has other values",
+            field="against",
+        )
     changes = [b - a for a, b in zip(before.scores, after.scores, strict=True)]
     rows = len(changes)
     total = math.fsum(changes)
@@ -184,7 +192,8 @@ async def aevaluate(
         assert wanted is not None
         asked = await _rows(source, options, [])
         marks = [_follows(wanted, row[f"{_PREFIX}response"]) for row in asked]
-        return Evaluation(form, [float(mark) for mark in marks], _failed(asked))
+        scores = [float(mark) for mark in marks]
+        return Evaluation(form, scores, _failed(asked), columns=_digests(asked))
     assert expected is not None
     asked = await _rows(source, options, [("expected", expected)])
     rows = [row for row in asked if _is_usable(question, row.get(expected))]
@@ -197,9 +206,25 @@ async def aevaluate(
         else _is_likeliest(question, row, row[expected])
         for row in rows
     ]
-    labels = blake2b(repr([as_name(row[expected]) for row in rows]).encode(), digest_size=8)
+    labels = _digest([as_name(row[expected]) for row in rows])
     scores, left = [float(mark) for mark in marks], len(asked) - len(rows)
-    return Evaluation(form, scores, _failed(rows), left, labels.hexdigest())
+    return Evaluation(form, scores, _failed(rows), left, labels, _digests(rows))
+
+
+def _digest(values: Sequence[Any]) -> str:
+    return blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _digests(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A digest of each column of the input that tells its rows apart and has plain values."""
+    names = [name for name in rows[0] if not name.startswith(_PREFIX)]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {
+        name: _digest(values)
+        for name, values in columns.items()
+        if all(value is None or isinstance(value, str | int | float) for value in values)
+        and len(set(values)) > 1
+    }
 
 
 async def _rows(
@@ -237,7 +262,7 @@ async def _judged(source: Any, pair: Sequence[str], options: dict[str, Any]) -> 
             scores.append(0.5)
         else:
             scores.append((one[column]["A"] + other[column]["B"]) / 2)
-    return Evaluation("pair", scores, failed)
+    return Evaluation("pair", scores, failed, columns=_digests(found[0]))
 
 
 def _one_question(options: Mapping[str, Any]) -> Question:
