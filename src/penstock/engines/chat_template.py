@@ -68,30 +68,26 @@ def read_template(given: str) -> str:
     return text
 
 
+_FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _TAKEN = frozenset({"messages", "tools", "self"})
 """Names that variables cannot have: a request sets them."""
 
 
 def check_variables(given: Any) -> None:
-    """Raise `ConfigError` for `default_chat_template_kwargs` with which every request would
-    fail.
-    """
+    """Raise `ConfigError` for `default_chat_template_kwargs` that would fail every request."""
     field = "engine_kwargs.default_chat_template_kwargs"
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise ConfigError("must be a mapping of names to values", field=field, value=given)
     if taken := _TAKEN & given.keys():
-        name = min(taken)
         raise ConfigError(
             "the template has this name from elsewhere: leave it out",
-            field=f"{field}.{name}",
-            value=given[name],
+            field=f"{field}.{min(taken)}",
+            value=given[min(taken)],
         )
 
 
 def refuse_taken(variables: Mapping[str, Any], *more: str) -> None:
-    """Raise `RequestError` for a variable in a request's `chat_template_kwargs` whose name the
-    request itself sets, or one of `more`.
-    """
+    """Raise `RequestError` for a variable that the request itself sets, or one of `more`."""
     if taken := _TAKEN.union(more) & variables.keys():
         place = f"chat_template_kwargs.{min(taken)}"
         raise RequestError(f"{place}: the template has this name from elsewhere", param=place)
@@ -111,7 +107,7 @@ def template_options(request: ChatRequest) -> dict[str, Any]:
 class ChatTemplate:
     """One model's template. `source` None: the model has none, and line ends join the contents.
     Templates by name are used as transformers uses them: `tool_use` where a request has tools, else
-    `default`; a request names another in place of its own template.
+    `default`; a request names another in place of its own template. `named` has them.
     `variables` are further names for it, where a request does not give them. `images`: the model
     sees, so contents may have parts `{"type": "image"}` and, if it does videos, "video".
     """
@@ -125,7 +121,6 @@ class ChatTemplate:
         images: bool = False,
     ) -> None:
         self.named = source if isinstance(source, Mapping) else {}
-        """The templates by name; empty if the model has only one."""
         self.source = (self.named.get("default") if self.named else str(source or "")) or PLAIN
         self._variables = dict(variables or {})
         self._images = images
@@ -197,7 +192,8 @@ class ChatTemplate:
             **self._variables,
             **(variables or {}),
         }
-        refuse_taken(names)
+        if not _TAKEN.isdisjoint(names):
+            refuse_taken(names)
         source = self.chosen(tools, override) if self.named else override or self.source
         # Nearly every conversation has no calls and no null: it is looked at once, without a call.
         special, null, as_sent = bool(tools), False, True
@@ -254,14 +250,7 @@ class ChatTemplate:
             raise RequestError(
                 "the chat template does what no template may", param="messages"
             ) from error
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-        ) as error:
+        except _FAILURES as error:
 
             def filled(some: Sequence[Message]) -> str:
                 return _compile(source).render(messages=some, tools=tools, **names)

@@ -28,14 +28,13 @@ FORMS: dict[str, Form] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-_TABS = (".tsv", ".tab")
-"""Extensions of CSV whose columns are parted by tabs. They are read only."""
+_READ: dict[str, Form] = {**FORMS, ".tsv": "csv", ".tab": "csv"}
 RECORDINGS = (
     *(".wav", ".mp3", ".flac", ".ogg", ".opus", ".oga", ".m4a", ".mp4"),
     *(".webm", ".aac", ".aiff", ".aif"),
 )
 KNOWN = (
-    f"{', '.join([*FORMS, *_TABS])}; the text forms also compressed ({', '.join(COMPRESSED)});"
+    f"{', '.join(_READ)}; the text forms also compressed ({', '.join(COMPRESSED)});"
     f" recordings ({', '.join(RECORDINGS)})"
 )
 """The extensions that can be read, for messages."""
@@ -73,18 +72,10 @@ def form_of(path: str) -> Form | None:
     stem, extension = os.path.splitext(_name(path).lower())
     if extension in RECORDINGS:
         return "audio"
-    if is_tab_separated(path):
-        return "csv"
     if extension not in COMPRESSED:
-        return FORMS.get(extension)
-    inner = FORMS.get(os.path.splitext(stem)[1])
+        return _READ.get(extension)
+    inner = _READ.get(os.path.splitext(stem)[1])
     return inner if inner != "parquet" else None
-
-
-def is_tab_separated(path: str) -> bool:
-    """Whether a file's name says that tabs part its columns."""
-    stem, extension = os.path.splitext(_name(path).lower())
-    return (os.path.splitext(stem)[1] if extension in COMPRESSED else extension) in _TABS
 
 
 def _name(path: str) -> str:

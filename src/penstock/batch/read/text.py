@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TextIO, cast
 import msgspec
 
 from penstock.batch.read.compressed import MAGIC
-from penstock.batch.read.files import DataFile, FileSource, is_tab_separated, reading
+from penstock.batch.read.files import DataFile, FileSource, reading
 from penstock.batch.read.sources import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -50,6 +50,8 @@ CSV_LIMIT = threading.Lock()
 """Held while `csv.field_size_limit` is changed, which applies to the whole process."""
 _SEPARATOR = re.compile(r'sep=([^\w"\s]|[\t ])\r?\n', re.ASCII)
 """The line before the header that tells Excel the separator (`sep=;`)."""
+_TABS = re.compile(r"\.(tsv|tab)(\.\w+)?(\?.*)?$", re.IGNORECASE)
+"""The end of a path or URL whose columns are parted by tabs; it may be compressed."""
 _NO_END = "a quote that begins here has no end"
 _MALFORMED = (
     f"a quote stands in the wrong place, or a field is longer than {_MAX_FIELD >> 20} Mi characters"
@@ -303,7 +305,7 @@ def _separator(line: str, path: str) -> str:
     """
     if told := _SEPARATOR.match(line):
         return told[1]
-    if is_tab_separated(path):
+    if _TABS.search(path):
         return "\t"
     if line.isspace():
         return ","
