@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -26,6 +27,9 @@ from penstock.serve.store.tables import (
 
 if TYPE_CHECKING:
     import sqlite3
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RUNNING = ("queued", "in_progress")
 CONTINUED = ("completed", "incomplete")
@@ -58,6 +62,20 @@ class StoredResponse(Struct):
         return str(self.body["status"])
 
 
+def _in_transaction(
+    work: Callable[Concatenate[ResponseStore, sqlite3.Connection, P], T],
+) -> Callable[Concatenate[ResponseStore, P], Coroutine[Any, Any, T]]:
+    """Make a method a coroutine that runs it as one transaction, in the thread of the database. Its
+    callers leave `db` out.
+    """
+
+    @wraps(work)
+    async def run(store: ResponseStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await store._database.run(lambda db: work(store, db, *args, **kwargs))
+
+    return run
+
+
 class ResponseStore:
     """Belongs to one ingress, which may share the file with others of the same machine.
 
@@ -83,15 +101,12 @@ class ResponseStore:
         self._lives.close()
 
     # Responses
-    async def add(self, turn: Turn) -> None:
+    @_in_transaction
+    def add(self, db: sqlite3.Connection, turn: Turn) -> None:
         """Store a finished response, and put its items into its conversation."""
-
-        def work(db: sqlite3.Connection) -> None:
-            self._insert(db, turn, None)
-            self._append_turn(db, turn.conversation, turn.input, turn.body)
-            self._make_room(db)
-
-        await self._database.run(work)
+        self._insert(db, turn, None)
+        self._append_turn(db, turn.conversation, turn.input, turn.body)
+        self._make_room(db)
 
     async def add_running(self, turn: Turn) -> None:
         """Store a response that this server runs in the background."""
@@ -103,114 +118,102 @@ class ResponseStore:
         self.running.add(turn.id)
         await self._database.run(work)
 
-    async def begin(self, id: str) -> None:
+    @_in_transaction
+    def begin(self, db: sqlite3.Connection, id: str) -> None:
         """A queued response is in progress."""
-        await self._database.run(
-            lambda db: db.execute(
-                "UPDATE object SET status = 'in_progress' WHERE id = ? AND status = 'queued'", (id,)
-            )
+        db.execute(
+            "UPDATE object SET status = 'in_progress' WHERE id = ? AND status = 'queued'", (id,)
         )
 
-    async def finish(self, id: str, body: dict[str, Any], events: Sequence[bytes]) -> None:
+    @_in_transaction
+    def finish(
+        self, db: sqlite3.Connection, id: str, body: dict[str, Any], events: Sequence[bytes]
+    ) -> None:
         """Store the end of a background response, unless it was cancelled or deleted."""
+        self._end(db, id, body, events)
+        self._make_room(db)
 
-        def work(db: sqlite3.Connection) -> None:
-            self._end(db, id, body, events)
-            self._make_room(db)
+    @_in_transaction
+    def response(self, db: sqlite3.Connection, owner: str, id: str) -> StoredResponse:
+        row = self._response(db, owner, id)
+        touch(db, [id], self._clock())
+        return _stored(row)
 
-        await self._database.run(work)
-
-    async def response(self, owner: str, id: str) -> StoredResponse:
-        def work(db: sqlite3.Connection) -> StoredResponse:
-            row = self._response(db, owner, id)
-            touch(db, [id], self._clock())
-            return _stored(row)
-
-        return await self._database.run(work)
-
-    async def cancel(self, owner: str, id: str) -> StoredResponse:
+    @_in_transaction
+    def cancel(self, db: sqlite3.Connection, owner: str, id: str) -> StoredResponse:
         """Cancel a background response; a response that has ended stays as it is. Raises
         `RequestError` for another response.
         """
+        stored = _stored(self._response(db, owner, id))
+        if not stored.body.get("background"):
+            raise RequestError("only background responses can be cancelled", param="response_id")
+        if stored.status in RUNNING:
+            stored.body["status"] = "cancelled"
+            self._end(db, id, stored.body, ())
+        return stored
 
-        def work(db: sqlite3.Connection) -> StoredResponse:
-            stored = _stored(self._response(db, owner, id))
-            if not stored.body.get("background"):
-                raise RequestError(
-                    "only background responses can be cancelled", param="response_id"
-                )
-            if stored.status in RUNNING:
-                stored.body["status"] = "cancelled"
-                self._end(db, id, stored.body, ())
-            return stored
+    @_in_transaction
+    def delete_response(self, db: sqlite3.Connection, owner: str, id: str) -> None:
+        self._response(db, owner, id)
+        db.execute("DELETE FROM object WHERE id = ?", (id,))
 
-        return await self._database.run(work)
-
-    async def delete_response(self, owner: str, id: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            self._response(db, owner, id)
-            db.execute("DELETE FROM object WHERE id = ?", (id,))
-
-        await self._database.run(work)
-
-    async def stopped(self, ids: Iterable[str]) -> list[str]:
+    @_in_transaction
+    def stopped(self, db: sqlite3.Connection, ids: Iterable[str]) -> list[str]:
         """The running responses that were cancelled or deleted."""
+        return [
+            id
+            for id in ids
+            if not db.execute(
+                "SELECT 1 FROM object WHERE id = ? AND server IS NOT NULL", (id,)
+            ).fetchone()
+        ]
 
-        def work(db: sqlite3.Connection) -> list[str]:
-            return [
-                id
-                for id in ids
-                if not db.execute(
-                    "SELECT 1 FROM object WHERE id = ? AND server IS NOT NULL", (id,)
-                ).fetchone()
-            ]
-
-        return await self._database.run(work)
-
-    async def items_before(self, owner: str, previous: str) -> list[Item]:
+    @_in_transaction
+    def items_before(self, db: sqlite3.Connection, owner: str, previous: str) -> list[Item]:
         """All items of a conversation up to the end of the response `previous`. Raises
         `RequestError` if it has not ended well.
         """
+        row = self._response(db, owner, previous, "previous_response_id")
+        if row["status"] not in CONTINUED:
+            raise RequestError(
+                f"response '{previous}' is {row['status']}: it cannot be continued",
+                param="previous_response_id",
+            )
+        return [*self._shown(db, row), *_stored(row).body["output"]]
 
-        def work(db: sqlite3.Connection) -> list[Item]:
-            row = self._response(db, owner, previous, "previous_response_id")
-            if row["status"] not in CONTINUED:
-                raise RequestError(
-                    f"response '{previous}' is {row['status']}: it cannot be continued",
-                    param="previous_response_id",
-                )
-            return [*self._shown(db, row), *_stored(row).body["output"]]
-
-        return await self._database.run(work)
-
-    async def items(self, owner: str, wanted: Mapping[str, str]) -> dict[str, Item]:
+    @_in_transaction
+    def items(
+        self, db: sqlite3.Connection, owner: str, wanted: Mapping[str, str]
+    ) -> dict[str, Item]:
         """Items of stored responses, whose ids their own contain, by where a request names them:
         `wanted` maps places to ids.
         """
+        outputs: dict[str, dict[str, Item]] = {}
+        found: dict[str, Item] = {}
+        for place, id in wanted.items():
+            response = f"resp_{id.partition('_')[2].partition('_')[0]}"
+            if response not in outputs:
+                outputs[response] = self._output(db, owner, response)
+            if id not in outputs[response]:
+                raise NotStoredError(
+                    f"no stored item '{id[:100]}': send the whole item", param=place
+                )
+            found[place] = outputs[response][id]
+        return found
 
-        def work(db: sqlite3.Connection) -> dict[str, Item]:
-            outputs: dict[str, dict[str, Item]] = {}
-            found: dict[str, Item] = {}
-            for place, id in wanted.items():
-                response = f"resp_{id.partition('_')[2].partition('_')[0]}"
-                if response not in outputs:
-                    outputs[response] = self._output(db, owner, response)
-                if id not in outputs[response]:
-                    raise NotStoredError(
-                        f"no stored item '{id[:100]}': send the whole item", param=place
-                    )
-                found[place] = outputs[response][id]
-            return found
-
-        return await self._database.run(work)
-
-    async def input_items(self, owner: str, id: str) -> list[Item]:
+    @_in_transaction
+    def input_items(self, db: sqlite3.Connection, owner: str, id: str) -> list[Item]:
         """All items that a response answers: those that it continues, then its own."""
-        return await self._database.run(lambda db: self._shown(db, self._response(db, owner, id)))
+        return self._shown(db, self._response(db, owner, id))
 
     # Conversations
-    async def make_conversation(
-        self, owner: str, metadata: dict[str, str], items: Sequence[Item]
+    @_in_transaction
+    def make_conversation(
+        self,
+        db: sqlite3.Connection,
+        owner: str,
+        metadata: dict[str, str],
+        items: Sequence[Item],
     ) -> dict[str, Any]:
         body: dict[str, Any] = {
             "id": f"conv_{uuid4().hex}",
@@ -218,78 +221,64 @@ class ResponseStore:
             "created_at": int(self._clock()),
             "metadata": metadata,
         }
-
-        def work(db: sqlite3.Connection) -> None:
-            turn = Turn(id=body["id"], owner=owner, body=body, input=[])
-            self._insert(db, turn, None, kind="conversation")
-            self._append(db, turn.id, items)
-            self._make_room(db)
-
-        await self._database.run(work)
+        turn = Turn(id=body["id"], owner=owner, body=body, input=[])
+        self._insert(db, turn, None, kind="conversation")
+        self._append(db, turn.id, items)
+        self._make_room(db)
         return body
 
-    async def conversation(
-        self, owner: str, id: str, metadata: dict[str, str] | None = None
+    @_in_transaction
+    def conversation(
+        self,
+        db: sqlite3.Connection,
+        owner: str,
+        id: str,
+        metadata: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """A conversation as clients read it; with `metadata`, after it was changed."""
+        body = body_of(self._conversation(db, owner, id))
+        if metadata is not None:
+            body["metadata"] = metadata
+            db.execute("UPDATE object SET body = ? WHERE id = ?", (msgspec.json.encode(body), id))
+        return body
 
-        def work(db: sqlite3.Connection) -> dict[str, Any]:
-            body = body_of(self._conversation(db, owner, id))
-            if metadata is not None:
-                body["metadata"] = metadata
-                db.execute(
-                    "UPDATE object SET body = ? WHERE id = ?", (msgspec.json.encode(body), id)
-                )
-            return body
+    @_in_transaction
+    def delete_conversation(self, db: sqlite3.Connection, owner: str, id: str) -> None:
+        self._conversation(db, owner, id)
+        db.execute("DELETE FROM object WHERE id = ?", (id,))
 
-        return await self._database.run(work)
-
-    async def delete_conversation(self, owner: str, id: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            self._conversation(db, owner, id)
-            db.execute("DELETE FROM object WHERE id = ?", (id,))
-
-        await self._database.run(work)
-
-    async def conversation_items(
-        self, owner: str, id: str, param: str = "conversation"
+    @_in_transaction
+    def conversation_items(
+        self, db: sqlite3.Connection, owner: str, id: str, param: str = "conversation"
     ) -> tuple[list[Item], int]:
         """The items of a conversation, and the position of the last."""
+        last = self._conversation(db, owner, id, param)["upto"]
+        return items_of_conversation(db, id, last), last
 
-        def work(db: sqlite3.Connection) -> tuple[list[Item], int]:
-            last = self._conversation(db, owner, id, param)["upto"]
-            return items_of_conversation(db, id, last), last
-
-        return await self._database.run(work)
-
-    async def add_items(self, owner: str, id: str, items: Sequence[Item]) -> list[Item]:
+    @_in_transaction
+    def add_items(
+        self, db: sqlite3.Connection, owner: str, id: str, items: Sequence[Item]
+    ) -> list[Item]:
         """Append items to a conversation. Returns them as they are stored."""
+        self._conversation(db, owner, id)
+        added = self._append(db, id, items)
+        self._make_room(db)
+        return added
 
-        def work(db: sqlite3.Connection) -> list[Item]:
-            self._conversation(db, owner, id)
-            added = self._append(db, id, items)
-            self._make_room(db)
-            return added
-
-        return await self._database.run(work)
-
-    async def delete_item(self, owner: str, id: str, item: str) -> dict[str, Any]:
+    @_in_transaction
+    def delete_item(self, db: sqlite3.Connection, owner: str, id: str, item: str) -> dict[str, Any]:
         """Delete an item. Returns its conversation."""
+        row = self._conversation(db, owner, id)
+        found = db.execute(
+            "DELETE FROM item WHERE conversation = ? AND id = ? RETURNING length(body)",
+            (id, item),
+        ).fetchall()
+        if not found:
+            raise NotStoredError(f"there is no item '{item[:100]}'", param="item_id")
+        db.execute("UPDATE object SET size = size - ? WHERE id = ?", (found[0][0], id))
+        return body_of(row)
 
-        def work(db: sqlite3.Connection) -> dict[str, Any]:
-            row = self._conversation(db, owner, id)
-            found = db.execute(
-                "DELETE FROM item WHERE conversation = ? AND id = ? RETURNING length(body)",
-                (id, item),
-            ).fetchall()
-            if not found:
-                raise NotStoredError(f"there is no item '{item[:100]}'", param="item_id")
-            db.execute("UPDATE object SET size = size - ? WHERE id = ?", (found[0][0], id))
-            return body_of(row)
-
-        return await self._database.run(work)
-
-    # In a transaction
+    # Parts of these transactions
     def _output(self, db: sqlite3.Connection, owner: str, id: str) -> dict[str, Item]:
         try:
             body = body_of(self._response(db, owner, id))
