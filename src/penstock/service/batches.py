@@ -11,6 +11,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from penstock.errors import NotStoredError, RequestError
+from penstock.serve.store.transactions import in_transaction
 from penstock.service.database import Connection, Row, StateStore, owned, page
 
 Status = Literal[
@@ -132,23 +133,21 @@ class BatchStore:
     def _until(self, db: Connection) -> float:
         return self._state.now(db) + self._lease_s
 
-    async def add(self, batch: Batch) -> None:
+    @in_transaction
+    def add(self, db: Connection, batch: Batch) -> None:
         """Store a new batch, which this server runs."""
+        db.execute(
+            "INSERT INTO penstock_batch (id, owner, api, status, model, body, expires_at,"
+            " server, leased_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(batch.id, batch.owner, batch.api, batch.status, batch.model),
+                *(_encoded(batch), batch.expires_at, self._state.server, self._until(db)),
+            ),
+        )
 
-        def insert(db: Connection) -> None:
-            db.execute(
-                "INSERT INTO penstock_batch (id, owner, api, status, model, body, expires_at,"
-                " server, leased_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(batch.id, batch.owner, batch.api, batch.status, batch.model),
-                    *(_encoded(batch), batch.expires_at, self._state.server, self._until(db)),
-                ),
-            )
-
-        await self._state.run(insert)
-
-    async def get(self, owner: str | None, id: str, api: str | None = None) -> Batch:
-        return batch_of(await self._state.run(lambda db: _row(db, owner, id, api)))
+    @in_transaction
+    def get(self, db: Connection, owner: str | None, id: str, api: str | None = None) -> Batch:
+        return batch_of(_row(db, owner, id, api))
 
     async def page(
         self, owner: str | None, api: str, *, limit: int, after: str = "", before: str = ""
@@ -168,99 +167,81 @@ class BatchStore:
         found = [batch_of(row) for row in rows[:limit]]
         return found[::-1] if before else found, len(rows) > limit
 
-    async def change(self, id: str, change: Callable[[Batch], Batch]) -> Batch:
+    @in_transaction
+    def change(self, db: Connection, id: str, change: Callable[[Batch], Batch]) -> Batch:
         """Apply `change` to a batch that this server runs, store the result and return it. Raises
         `NotStoredError` if another server runs the batch by now, or it has ended.
         """
+        row = _row(db, None, id)
+        if row["server"] != self._state.server or row["status"] not in RUNNING:
+            raise NotStoredError(f"this server does not run '{id}' any more", param="batch_id")
+        return _store(db, change(batch_of(row)))
 
-        def store(db: Connection) -> Batch:
-            row = _row(db, None, id)
-            if row["server"] != self._state.server or row["status"] not in RUNNING:
-                raise NotStoredError(f"this server does not run '{id}' any more", param="batch_id")
-            return _store(db, change(batch_of(row)))
-
-        return await self._state.run(store)
-
-    async def cancel(self, owner: str | None, id: str, api: str) -> Batch:
+    @in_transaction
+    def cancel(self, db: Connection, owner: str | None, id: str, api: str) -> Batch:
         """Begin to cancel a batch; a second call changes nothing. Raises `RequestError` if it
         has ended.
         """
-
-        def cancel(db: Connection) -> Batch:
-            batch = batch_of(_row(db, owner, id, api))
-            if batch.status not in RUNNING:
-                if api == "anthropic":
-                    return batch
-                why = f"the batch is {batch.status}, and cannot be cancelled"
-                raise RequestError(why, status=409)
-            if batch.status in ("cancelling", "finalizing"):
+        batch = batch_of(_row(db, owner, id, api))
+        if batch.status not in RUNNING:
+            if api == "anthropic":
                 return batch
-            return _store(db, replace(batch, status="cancelling", cancelling_at=int(time.time())))
-
-        return await self._state.run(cancel)
-
-    async def pause(self, owner: str | None, id: str, api: str, *, paused: bool) -> Batch:
-        """Pause a batch or resume it. Raises `RequestError` for one that is ending or has ended."""
-
-        def pause(db: Connection) -> Batch:
-            batch = batch_of(_row(db, owner, id, api))
-            if batch.status not in ("validating", "in_progress"):
-                why = f"the batch is {batch.status}, and cannot be paused or resumed"
-                raise RequestError(why, status=409)
-            return _store(db, replace(batch, paused=paused))
-
-        return await self._state.run(pause)
-
-    async def delete(self, owner: str | None, id: str, api: str) -> Batch:
-        """Forget a batch that has ended. Raises `RequestError` if it still runs."""
-
-        def delete(db: Connection) -> Batch:
-            batch = batch_of(_row(db, owner, id, api))
-            if batch.status in RUNNING:
-                raise RequestError("the batch has not ended: cancel it first", status=409)
-            db.execute("DELETE FROM penstock_batch WHERE id = ?", (id,))
+            why = f"the batch is {batch.status}, and cannot be cancelled"
+            raise RequestError(why, status=409)
+        if batch.status in ("cancelling", "finalizing"):
             return batch
+        return _store(db, replace(batch, status="cancelling", cancelling_at=int(time.time())))
 
-        return await self._state.run(delete)
+    @in_transaction
+    def pause(self, db: Connection, owner: str | None, id: str, api: str, *, paused: bool) -> Batch:
+        """Pause a batch or resume it. Raises `RequestError` for one that is ending or has ended."""
+        batch = batch_of(_row(db, owner, id, api))
+        if batch.status not in ("validating", "in_progress"):
+            why = f"the batch is {batch.status}, and cannot be paused or resumed"
+            raise RequestError(why, status=409)
+        return _store(db, replace(batch, paused=paused))
+
+    @in_transaction
+    def delete(self, db: Connection, owner: str | None, id: str, api: str) -> Batch:
+        """Forget a batch that has ended. Raises `RequestError` if it still runs."""
+        batch = batch_of(_row(db, owner, id, api))
+        if batch.status in RUNNING:
+            raise RequestError("the batch has not ended: cancel it first", status=409)
+        db.execute("DELETE FROM penstock_batch WHERE id = ?", (id,))
+        return batch
 
     # Who runs what
-    async def free(self, running: Collection[str]) -> list[tuple[str, str]]:
+    @in_transaction
+    def free(self, db: Connection, running: Collection[str]) -> list[tuple[str, str]]:
         """The ids of batches that no server runs, the oldest first, each with the model that it
         needs; empty for a batch that only has to be ended. `running` are the batches that this
         server runs.
         """
+        rows = db.execute(
+            "SELECT id, model, status, expires_at, server, leased_until FROM penstock_batch"
+            f" WHERE {_IS_RUNNING} ORDER BY seq"
+        ).fetchall()
+        now = self._state.now(db)
+        return [
+            (row["id"], "" if _only_ends(row) else row["model"])
+            for row in rows
+            if row["id"] not in running and not self._is_held(row, now)
+        ]
 
-        def find(db: Connection) -> list[tuple[str, str]]:
-            rows = db.execute(
-                "SELECT id, model, status, expires_at, server, leased_until FROM penstock_batch"
-                f" WHERE {_IS_RUNNING} ORDER BY seq"
-            ).fetchall()
-            now = self._state.now(db)
-            return [
-                (row["id"], "" if _only_ends(row) else row["model"])
-                for row in rows
-                if row["id"] not in running and not self._is_held(row, now)
-            ]
-
-        return await self._state.run(find)
-
-    async def claim(self, id: str) -> Batch | None:
+    @in_transaction
+    def claim(self, db: Connection, id: str) -> Batch | None:
         """Take over a batch that this server does not run; None if another server has it by now."""
-
-        def claim(db: Connection) -> Batch | None:
-            row = db.execute("SELECT * FROM penstock_batch WHERE id = ?", (id,)).fetchone()
-            if row is None or row["status"] not in RUNNING:
-                return None
-            now = self._state.now(db)
-            if self._is_held(row, now):
-                return None
-            db.execute(
-                "UPDATE penstock_batch SET server = ?, leased_until = ? WHERE id = ?",
-                (self._state.server, now + self._lease_s, id),
-            )
-            return batch_of(row)
-
-        return await self._state.run(claim)
+        row = db.execute("SELECT * FROM penstock_batch WHERE id = ?", (id,)).fetchone()
+        if row is None or row["status"] not in RUNNING:
+            return None
+        now = self._state.now(db)
+        if self._is_held(row, now):
+            return None
+        db.execute(
+            "UPDATE penstock_batch SET server = ?, leased_until = ? WHERE id = ?",
+            (self._state.server, now + self._lease_s, id),
+        )
+        return batch_of(row)
 
     def _is_held(self, row: Row, now: float) -> bool:
         """Whether another server holds a batch."""
@@ -269,61 +250,49 @@ class BatchStore:
         lives = self._state.lives(row["server"])
         return bool(row["leased_until"] > now if lives is None else lives)
 
-    async def running(self) -> set[str]:
+    @in_transaction
+    def running(self, db: Connection) -> set[str]:
         """Ids of all batches that have not ended."""
+        rows = db.execute(f"SELECT id FROM penstock_batch WHERE {_IS_RUNNING}").fetchall()
+        return {row["id"] for row in rows}
 
-        def find(db: Connection) -> set[str]:
-            rows = db.execute(f"SELECT id FROM penstock_batch WHERE {_IS_RUNNING}").fetchall()
-            return {row["id"] for row in rows}
-
-        return await self._state.run(find)
-
-    async def renew(self, ids: list[str]) -> dict[str, Batch]:
+    @in_transaction
+    def renew(self, db: Connection, ids: list[str]) -> dict[str, Batch]:
         """Renew the leases of batches that this server runs. Returns the batches that it still has;
         others were deleted, or another server has them.
         """
+        found: dict[str, Batch] = {}
+        until = self._until(db)
+        for id in ids:
+            row = db.execute(
+                "SELECT body, server FROM penstock_batch WHERE id = ?", (id,)
+            ).fetchone()
+            if row is None or row["server"] != self._state.server:
+                continue
+            found[id] = batch_of(row)
+            db.execute("UPDATE penstock_batch SET leased_until = ? WHERE id = ?", (until, id))
+        return found
 
-        def renew(db: Connection) -> dict[str, Batch]:
-            found: dict[str, Batch] = {}
-            until = self._until(db)
-            for id in ids:
-                row = db.execute(
-                    "SELECT body, server FROM penstock_batch WHERE id = ?", (id,)
-                ).fetchone()
-                if row is None or row["server"] != self._state.server:
-                    continue
-                found[id] = batch_of(row)
-                db.execute("UPDATE penstock_batch SET leased_until = ? WHERE id = ?", (until, id))
-            return found
-
-        return await self._state.run(renew)
-
-    async def release(self, ids: list[str]) -> None:
+    @in_transaction
+    def release(self, db: Connection, ids: list[str]) -> None:
         """Let other servers run these batches."""
+        for id in ids:
+            db.execute(
+                "UPDATE penstock_batch SET server = NULL, leased_until = 0 WHERE id = ?"
+                " AND server = ?",
+                (id, self._state.server),
+            )
 
-        def release(db: Connection) -> None:
-            for id in ids:
-                db.execute(
-                    "UPDATE penstock_batch SET server = NULL, leased_until = 0 WHERE id = ?"
-                    " AND server = ?",
-                    (id, self._state.server),
-                )
-
-        await self._state.run(release)
-
-    async def sweep(self, ttl_s: float) -> list[Batch]:
+    @in_transaction
+    def sweep(self, db: Connection, ttl_s: float) -> list[Batch]:
         """Forget batches that ended long ago. Returns them."""
-
-        def sweep(db: Connection) -> list[Batch]:
-            rows = db.execute(
-                "SELECT body FROM penstock_batch WHERE ended_at <= ?", (int(time.time() - ttl_s),)
-            ).fetchall()
-            found = [batch_of(row) for row in rows]
-            for batch in found:
-                db.execute("DELETE FROM penstock_batch WHERE id = ?", (batch.id,))
-            return found
-
-        return await self._state.run(sweep)
+        rows = db.execute(
+            "SELECT body FROM penstock_batch WHERE ended_at <= ?", (int(time.time() - ttl_s),)
+        ).fetchall()
+        found = [batch_of(row) for row in rows]
+        for batch in found:
+            db.execute("DELETE FROM penstock_batch WHERE id = ?", (batch.id,))
+        return found
 
 
 def _row(db: Connection, owner: str | None, id: str, api: str | None = None) -> Any:

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from penstock.errors import NotStoredError, RequestError
 from penstock.serve.config.settings import BatchSettings
+from penstock.serve.store.transactions import in_transaction
 from penstock.service.content import Content, left_over
 from penstock.service.database import Connection, Row, StateStore, owned, page
 
@@ -141,16 +142,15 @@ class FileStore:
                 status=507,
             )
 
-    async def get(self, owner: str | None, id: str, *, param: str = "file_id") -> StoredFile:
+    @in_transaction
+    def get(
+        self, db: Connection, owner: str | None, id: str, *, param: str = "file_id"
+    ) -> StoredFile:
         """The file that the client's `param` names."""
         mine, parameters = owned(owner)
-
-        def find(db: Connection) -> Any:
-            return db.execute(
-                f"SELECT * FROM penstock_file WHERE id = ?{mine}", (id, *parameters)
-            ).fetchone()
-
-        row = await self._state.run(find)
+        row = db.execute(
+            f"SELECT * FROM penstock_file WHERE id = ?{mine}", (id, *parameters)
+        ).fetchone()
         if row is None or (row["expires_at"] or time.time() + 1) <= time.time():
             raise NotStoredError(f"there is no file '{id[:100]}'", param=param)
         return file_of(row)

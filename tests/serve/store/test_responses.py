@@ -307,4 +307,4 @@ async def _objects(store: ResponseStore) -> list[str]:
 
 
 async def _rows(store: ResponseStore, query: str) -> list[Any]:
-    return await store._database.run(lambda db: [tuple(row) for row in db.execute(query)])
+    return await store._state.run(lambda db: [tuple(row) for row in db.execute(query)])

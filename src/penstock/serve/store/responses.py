@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import msgspec
@@ -24,12 +23,10 @@ from penstock.serve.store.tables import (
     items_of_conversation,
     touch,
 )
+from penstock.serve.store.transactions import in_transaction
 
 if TYPE_CHECKING:
     import sqlite3
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 RUNNING = ("queued", "in_progress")
 CONTINUED = ("completed", "incomplete")
@@ -62,20 +59,6 @@ class StoredResponse(Struct):
         return str(self.body["status"])
 
 
-def _in_transaction(
-    work: Callable[Concatenate[ResponseStore, sqlite3.Connection, P], T],
-) -> Callable[Concatenate[ResponseStore, P], Coroutine[Any, Any, T]]:
-    """Make a method a coroutine that runs it as one transaction, in the thread of the database. Its
-    callers leave `db` out.
-    """
-
-    @wraps(work)
-    async def run(store: ResponseStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await store._database.run(lambda db: work(store, db, *args, **kwargs))
-
-    return run
-
-
 class ResponseStore:
     """Belongs to one ingress, which may share the file with others of the same machine.
 
@@ -91,17 +74,17 @@ class ResponseStore:
 
         path = Path(settings.path).expanduser().absolute()
         self._lives = Lives(path)
-        self._database = Database(path, SCHEMA, VERSION, "store")
+        self._state = Database(path, SCHEMA, VERSION, "store")
         self.running: set[str] = set()
         """Responses that run in the background of this server."""
-        self._database.run_now(self._make_room)
+        self._state.run_now(self._make_room)
 
     def close(self) -> None:
-        self._database.close()
+        self._state.close()
         self._lives.close()
 
     # Responses
-    @_in_transaction
+    @in_transaction
     def add(self, db: sqlite3.Connection, turn: Turn) -> None:
         """Store a finished response, and put its items into its conversation."""
         self._insert(db, turn, None)
@@ -116,16 +99,16 @@ class ResponseStore:
             self._make_room(db)
 
         self.running.add(turn.id)
-        await self._database.run(work)
+        await self._state.run(work)
 
-    @_in_transaction
+    @in_transaction
     def begin(self, db: sqlite3.Connection, id: str) -> None:
         """A queued response is in progress."""
         db.execute(
             "UPDATE object SET status = 'in_progress' WHERE id = ? AND status = 'queued'", (id,)
         )
 
-    @_in_transaction
+    @in_transaction
     def finish(
         self, db: sqlite3.Connection, id: str, body: dict[str, Any], events: Sequence[bytes]
     ) -> None:
@@ -133,13 +116,13 @@ class ResponseStore:
         self._end(db, id, body, events)
         self._make_room(db)
 
-    @_in_transaction
+    @in_transaction
     def response(self, db: sqlite3.Connection, owner: str, id: str) -> StoredResponse:
         row = self._response(db, owner, id)
         touch(db, [id], self._clock())
         return _stored(row)
 
-    @_in_transaction
+    @in_transaction
     def cancel(self, db: sqlite3.Connection, owner: str, id: str) -> StoredResponse:
         """Cancel a background response; a response that has ended stays as it is. Raises
         `RequestError` for another response.
@@ -152,12 +135,12 @@ class ResponseStore:
             self._end(db, id, stored.body, ())
         return stored
 
-    @_in_transaction
+    @in_transaction
     def delete_response(self, db: sqlite3.Connection, owner: str, id: str) -> None:
         self._response(db, owner, id)
         db.execute("DELETE FROM object WHERE id = ?", (id,))
 
-    @_in_transaction
+    @in_transaction
     def stopped(self, db: sqlite3.Connection, ids: Iterable[str]) -> list[str]:
         """The running responses that were cancelled or deleted."""
         return [
@@ -168,7 +151,7 @@ class ResponseStore:
             ).fetchone()
         ]
 
-    @_in_transaction
+    @in_transaction
     def items_before(self, db: sqlite3.Connection, owner: str, previous: str) -> list[Item]:
         """All items of a conversation up to the end of the response `previous`. Raises
         `RequestError` if it has not ended well.
@@ -181,7 +164,7 @@ class ResponseStore:
             )
         return [*self._shown(db, row), *_stored(row).body["output"]]
 
-    @_in_transaction
+    @in_transaction
     def items(
         self, db: sqlite3.Connection, owner: str, wanted: Mapping[str, str]
     ) -> dict[str, Item]:
@@ -201,13 +184,13 @@ class ResponseStore:
             found[place] = outputs[response][id]
         return found
 
-    @_in_transaction
+    @in_transaction
     def input_items(self, db: sqlite3.Connection, owner: str, id: str) -> list[Item]:
         """All items that a response answers: those that it continues, then its own."""
         return self._shown(db, self._response(db, owner, id))
 
     # Conversations
-    @_in_transaction
+    @in_transaction
     def make_conversation(
         self,
         db: sqlite3.Connection,
@@ -227,7 +210,7 @@ class ResponseStore:
         self._make_room(db)
         return body
 
-    @_in_transaction
+    @in_transaction
     def conversation(
         self,
         db: sqlite3.Connection,
@@ -242,12 +225,12 @@ class ResponseStore:
             db.execute("UPDATE object SET body = ? WHERE id = ?", (msgspec.json.encode(body), id))
         return body
 
-    @_in_transaction
+    @in_transaction
     def delete_conversation(self, db: sqlite3.Connection, owner: str, id: str) -> None:
         self._conversation(db, owner, id)
         db.execute("DELETE FROM object WHERE id = ?", (id,))
 
-    @_in_transaction
+    @in_transaction
     def conversation_items(
         self, db: sqlite3.Connection, owner: str, id: str, param: str = "conversation"
     ) -> tuple[list[Item], int]:
@@ -255,7 +238,7 @@ class ResponseStore:
         last = self._conversation(db, owner, id, param)["upto"]
         return items_of_conversation(db, id, last), last
 
-    @_in_transaction
+    @in_transaction
     def add_items(
         self, db: sqlite3.Connection, owner: str, id: str, items: Sequence[Item]
     ) -> list[Item]:
@@ -265,7 +248,7 @@ class ResponseStore:
         self._make_room(db)
         return added
 
-    @_in_transaction
+    @in_transaction
     def delete_item(self, db: sqlite3.Connection, owner: str, id: str, item: str) -> dict[str, Any]:
         """Delete an item. Returns its conversation."""
         row = self._conversation(db, owner, id)
