@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import stat
 
@@ -60,3 +62,24 @@ def test_a_result_gets_the_mode_that_the_umask_gives(tmp_path, umask):
     tmp_path.joinpath("folder").chmod(0o700)
     assert mode(tmp_path / "folder" / "file") == 0o666 & ~umask
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_lock_is_held_once_and_freed_with_its_file(tmp_path):
+    with open(tmp_path / "lock", "w") as first, open(tmp_path / "lock", "w") as second:
+        assert private_files.lock(first.fileno()) is True
+        assert private_files.lock(second.fileno()) is False
+        first.close()
+        assert private_files.lock(second.fileno(), wait=True) is True
+
+
+def test_a_file_system_without_locks_is_named_with_what_to_do(tmp_path, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with (
+        open(tmp_path / "lock", "w") as file,
+        pytest.raises(OSError, match=r"no locks \(No locks available\).*choose a folder") as raised,
+    ):
+        private_files.lock(file.fileno())
+    assert raised.value.errno == errno.ENOLCK

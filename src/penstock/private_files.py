@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -13,6 +14,26 @@ def opener(path: str | os.PathLike[str], flags: int) -> int:
     if flags & os.O_CREAT:
         _set_mode(descriptor, 0o600)
     return descriptor
+
+
+def lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock an open file for this process, as `flock` does: the kernel frees the lock when the
+    process ends, however it ends. Returns False if another process holds it and this one does not
+    `wait`. Raises `OSError`, which says what to do where the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+        raise OSError(
+            error.errno,
+            f"this file system has no locks ({error.strerror}), so two processes could use one"
+            " file at once: choose a folder on another one",
+        ) from error
+    return True
 
 
 def replace(path: Path, data: bytes) -> None:

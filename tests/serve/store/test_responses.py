@@ -247,12 +247,14 @@ def test_a_file_that_cannot_be_used_is_refused(opened: Open, tmp_path: Path) -> 
         opened()
 
 
-def test_another_programs_file_stays_as_it_is(opened: Open, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [0, 1, 9])
+def test_another_programs_file_stays_as_it_is(version: int, opened: Open, tmp_path: Path) -> None:
     opened().close()
     file = tmp_path / "kept" / "store.db"
     file.unlink()
     db = sqlite3.connect(file)
     db.execute("CREATE TABLE theirs (a)")
+    db.execute(f"PRAGMA user_version = {version}")
     db.close()
     for content in (file.read_bytes(), b"root:x:0:0\n"):
         file.write_bytes(content)

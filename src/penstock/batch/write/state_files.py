@@ -11,7 +11,6 @@ damage.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -231,9 +230,5 @@ class Lock:
 
     def _take(self, descriptor: int) -> None:
         self._held.append(descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JobHeldError(
-                f"another process is running this job ({self._path.parent})"
-            ) from None
+        if not private_files.lock(descriptor):
+            raise JobHeldError(f"another process is running this job ({self._path.parent})")

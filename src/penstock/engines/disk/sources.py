@@ -5,7 +5,6 @@ copies of models in buckets.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import hashlib
 import json
 import logging
@@ -357,9 +356,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of `target`, so that two processes do not convert the same model."""
     with open(target.with_name(f"{target.name}.lock"), "w", opener=private_files.opener) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not private_files.lock(file.fileno()):
             stage("waiting for another process that converts it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            private_files.lock(file.fileno(), wait=True)
         yield

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +21,7 @@ from penstock.errors import ConfigError, UnavailableError
 T = TypeVar("T")
 BUSY_S = 10.0
 """How long a transaction waits for another process's."""
+_TABLES = re.compile(r"CREATE TABLE (\w+)")
 PRAGMAS = ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON", "foreign_keys = ON")
 
 
@@ -42,7 +43,7 @@ class Database:
         try:
             private_files.make_folder(path.parent)
             if path.exists():
-                self._check_ours(version)
+                self._check_ours(schema, version)
             os.close(private_files.opener(path, os.O_RDWR | os.O_CREAT))
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
@@ -63,7 +64,7 @@ class Database:
             return await asyncio.get_running_loop().run_in_executor(
                 self._thread, self.run_now, work
             )
-        except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: it is closed
+        except (sqlite3.Error, OSError, RuntimeError) as error:  # RuntimeError: it is closed
             raise UnavailableError(f"the store does not work: {error}") from error
 
     def close(self) -> None:
@@ -94,15 +95,19 @@ class Database:
             why = f"{self.path} cannot be used: {error}"
             raise ConfigError(why, field=self._field) from error
 
-    def _check_ours(self, version: int) -> None:
+    def _check_ours(self, schema: str, version: int) -> None:
         """Raise `ConfigError` for another program's or version's file, which stays as it is."""
         uri = f"{self.path.absolute().as_uri()}?mode=rw"
         with closing(sqlite3.connect(uri, BUSY_S, uri=True)) as db:
-            found, tables = db.execute(
-                "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
-            ).fetchone()
-        if found != version and (found or tables):
+            (found,) = db.execute("PRAGMA user_version").fetchone()
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        if not found and not tables:
+            return
+        if found not in (0, version):
             raise ConfigError(f"{self.path} {other_version(found, version)}", field=self._field)
+        if not tables.issuperset(_TABLES.findall(schema)):
+            why = f"{self.path} is another program's database: name another place"
+            raise ConfigError(why, field=self._field)
 
 
 def other_version(found: int, version: int) -> str:
@@ -138,7 +143,7 @@ class Lives:
             self._descriptor = private_files.opener(
                 str(self._file(self.own)), os.O_RDWR | os.O_CREAT
             )
-            _lock(self._descriptor)
+            private_files.lock(self._descriptor)
         return self.own
 
     def lives(self, server: str) -> bool:
@@ -151,7 +156,7 @@ class Lives:
         except FileNotFoundError:
             return False
         try:
-            if not _lock(descriptor):
+            if not private_files.lock(descriptor):
                 return True
             file.unlink(missing_ok=True)
             return False
@@ -166,11 +171,3 @@ class Lives:
 
     def _file(self, server: str) -> Path:
         return self._path.with_name(f"{self._path.name}-server-{server}")
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
