@@ -91,6 +91,11 @@ class Prompts:
         )
         self.tokenizer = front.llm.tokenizer
         self._renderer = front.llm.renderer
+        # As in vLLM's server: templates write special tokens. The default for a model that reads
+        # more than texts adds the tokenizer's once more.
+        self._chat_tokens = self._renderer.default_chat_tok_params.with_kwargs(
+            add_special_tokens=False
+        )
         self._vocabulary = front.vocabulary
         frontend = front.options.frontend
         self.template = _template(frontend.get("chat_template"), self.tokenizer)
@@ -132,7 +137,7 @@ class Prompts:
             _, (made,) = await self._renderer.render_chat_async(
                 [messages],
                 self._chat_params(chat.chat_template, kwargs, tools),
-                wanted(self._renderer.default_chat_tok_params),
+                wanted(self._chat_tokens),
             )
         ids = list(made.get("prompt_token_ids") or ())
         names = self.tokenizer.convert_ids_to_tokens(ids) if request.names else None
@@ -159,7 +164,7 @@ class Prompts:
         if self._plain is not None:
             params = self._chat_params(None, {}, None)
             self._plain.learn(
-                lambda messages: self._renderer.render_chat([messages], params)[1][0],
+                lambda messages: self._rendered(messages, params),
                 lambda text, special: self._renderer.render_cmpl(
                     [{"prompt": text}], self._text_params(special)
                 )[0],
@@ -259,9 +264,9 @@ class Prompts:
             media = {name: extra[name] for name in _FOR_MEDIA if name in extra}
             params = self._chat_params(request.chat_template, kwargs, tools, **media)
             if at_once:
-                _, (prompt,) = self._renderer.render_chat([messages], params)
+                prompt = self._rendered(messages, params)
             else:
-                tokenizing = _cut(self._renderer.default_chat_tok_params, sampling)
+                tokenizing = _cut(self._chat_tokens, sampling)
                 extras = {name: extra[name] for name in _FOR_MEDIA[:1] if name in extra}
                 _, (prompt,) = await self._renderer.render_chat_async(
                     [messages], params, tokenizing, prompt_extras=extras
@@ -270,6 +275,11 @@ class Prompts:
             if request.continue_final_message and "continue_final_message" in str(error):
                 raise RequestError(CHANGED, param="continue_final_message") from error
             raise self._too_long(error) or error from None
+        return prompt
+
+    def _rendered(self, messages: list[Message], params: Any) -> Any:
+        """The engine input of a conversation that is rendered at once."""
+        _, (prompt,) = self._renderer.render_chat([messages], params, self._chat_tokens)
         return prompt
 
     async def completion(
