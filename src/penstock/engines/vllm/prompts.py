@@ -23,7 +23,7 @@ from penstock.engines.vllm.library import (
     is_mistral_tokenizer,
 )
 from penstock.engines.vllm.translation import PlainText
-from penstock.errors import ContextLengthError, RequestError, context_overflow
+from penstock.errors import ContextLengthError, RequestError, UnsupportedError, context_overflow
 from penstock.types import (
     SAME_NAME,
     ChatRequest,
@@ -55,6 +55,10 @@ _SAME_EXTRA = (
     *("logprob_token_ids", "thinking_token_budget", "watermarking"),
 )
 """The parameters of `Sampling.extra` that are fields of vLLM's `SamplingParams`."""
+
+
+Shown = tuple[Mapping[str, Any], int]
+"""Media, and how many of a prompt's token ids are the head that has them."""
 
 
 class Prepared(Struct):
@@ -108,6 +112,8 @@ class Prompts:
         """What renders text conversations as vLLM's renderer does; None if the tokenizer renders
         them itself, or there is none.
         """
+        self.reads_media = self._renderer.mm_processor is not None
+        """Whether conversations may hold more than texts."""
         self._plain = (
             PlainText(self.tokenizer.backend_tokenizer, self.text_template)
             if self._at_once
@@ -183,14 +189,20 @@ class Prompts:
             prompt = await self._chat(request, sampling, tools)
         return self._prepared(prompt, request, sampling)
 
-    async def prepare_completion(self, request: CompletionRequest, sampling: Sampling) -> Prepared:
-        """Prepare a text or token ids; `sampling` replaces the request's own. Raises as
-        `completion`.
+    async def prepare_completion(
+        self, request: CompletionRequest, sampling: Sampling, shown: Shown | None = None
+    ) -> Prepared:
+        """Prepare a text or token ids, whose head has media where something is `shown`; `sampling`
+        replaces the request's own. Raises as `completion`.
         """
         given = request.prompt_token_ids or request.prompt
-        prompt = await self.completion(
-            given, special_tokens=request.special_tokens, sampling=sampling
-        )
+        if shown is not None:
+            assert isinstance(given, list)
+            prompt = await self.with_media(given, *shown)
+        else:
+            prompt = await self.completion(
+                given, special_tokens=request.special_tokens, sampling=sampling
+            )
         return self._prepared(prompt, request, sampling)
 
     def _prepared(
@@ -315,6 +327,38 @@ class Prompts:
                 (made,) = await self._renderer.render_cmpl_async([given], params)
         except Exception as error:
             raise self._too_long(error) or error from None
+        return made
+
+    async def written(self, request: ChatRequest) -> tuple[str, dict[str, Any]]:
+        """The text of a conversation, and what else its prompt has: its media. Raises
+        `UnsupportedError`, and vLLM's errors.
+        """
+        messages, _, kwargs = self._for_template(request, None)
+        params = self._chat_params(request.chat_template, kwargs, None)
+        _, prompt = await self._renderer.render_messages_async(messages, params)
+        media = dict(prompt)
+        if not isinstance(text := media.pop("prompt", None), str):
+            why = "the vllm engine makes no decisions where conversations are written as tokens"
+            raise UnsupportedError(why, param="messages")
+        return text, media
+
+    async def with_media(self, ids: list[int], media: Mapping[str, Any], head: int) -> Any:
+        """The engine input of token ids, of which so many are a `head` with `media`. In the others
+        no mark stands for any. Passes on vLLM's errors, but raises `RequestError`.
+
+        Each prompt brings the media to vLLM's renderer, though they are the same: by that its cache
+        knows what the engine's has, and nothing is decoded twice.
+        """
+        self.check_ids(ids, "prompt")
+        given = {"prompt_token_ids": ids[:head], **media}
+        try:
+            (made,) = await self._renderer.render_cmpl_async([given], self._chat_tokens)
+        except Exception as error:
+            raise self._too_long(error) or error from None
+        if made["type"] != "multimodal":
+            why = "the vllm engine makes no decisions by a model with an encoder for prompts"
+            raise UnsupportedError(why, param="messages")
+        made["prompt_token_ids"] = [*made["prompt_token_ids"], *ids[head:]]
         return made
 
     def _template_of_texts(self) -> ChatTemplate | None:
