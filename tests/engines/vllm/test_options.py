@@ -81,7 +81,7 @@ async def test_a_deterministic_engine_gives_completions_a_seed(install, echo):
     class Prompts:
         defaults: ClassVar[dict[str, float]] = {}
 
-        async def prepare_completion(self, request, sampling):
+        async def prepare_completion(self, request, sampling, shown):
             asked.append((request.sampling.seed, sampling.seed))
             return SimpleNamespace()
 
