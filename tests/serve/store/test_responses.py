@@ -247,6 +247,23 @@ def test_a_file_that_cannot_be_used_is_refused(opened: Open, tmp_path: Path) -> 
         opened()
 
 
+@pytest.mark.parametrize("table", ["theirs (a)", "object (id, theirs)"])
+def test_tables_of_the_same_version_that_are_another_programs_are_refused(
+    opened: Open, tmp_path: Path, table: str
+) -> None:
+    opened().close()
+    file = tmp_path / "kept" / "store.db"
+    file.unlink()
+    db = sqlite3.connect(file)
+    db.execute(f"CREATE TABLE {table}")
+    db.execute("PRAGMA user_version = 1")
+    db.close()
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match=r"kept/store\.db holds other tables"):
+        opened()
+    assert file.read_bytes() == before
+
+
 def test_another_programs_file_stays_as_it_is(opened: Open, tmp_path: Path) -> None:
     opened().close()
     file = tmp_path / "kept" / "store.db"

@@ -42,7 +42,7 @@ class Database:
         try:
             private_files.make_folder(path.parent)
             if path.exists():
-                self._check_ours(version)
+                self._check_ours(schema, version)
             os.close(private_files.opener(path, os.O_RDWR | os.O_CREAT))
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
@@ -94,15 +94,22 @@ class Database:
             why = f"{self.path} cannot be used: {error}"
             raise ConfigError(why, field=self._field) from error
 
-    def _check_ours(self, version: int) -> None:
+    def _check_ours(self, schema: str, version: int) -> None:
         """Raise `ConfigError` for another program's or version's file, which stays as it is."""
         uri = f"{self.path.absolute().as_uri()}?mode=rw"
         with closing(sqlite3.connect(uri, BUSY_S, uri=True)) as db:
-            found, tables = db.execute(
-                "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
-            ).fetchone()
-        if found != version and (found or tables):
+            (found,) = db.execute("PRAGMA user_version").fetchone()
+            columns = _columns(db)
+        if found != version and (found or columns):
             raise ConfigError(f"{self.path} {other_version(found, version)}", field=self._field)
+        with closing(sqlite3.connect(":memory:")) as new:
+            _make_tables(new, schema, version)
+            ours = _columns(new)
+        if found and not ours <= columns:
+            raise ConfigError(
+                f"{self.path} holds other tables, perhaps another program's: name another place",
+                field=self._field,
+            )
 
 
 def other_version(found: int, version: int) -> str:
@@ -120,6 +127,13 @@ def _make_tables(db: sqlite3.Connection, schema: str, version: int) -> None:
         for statement in schema.split(";;"):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {version}")
+
+
+def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    """The columns of all tables and views, each with the name of its table."""
+    return set(
+        db.execute("SELECT m.name, c.name FROM sqlite_master AS m, pragma_table_info(m.name) AS c")
+    )
 
 
 class Lives:
