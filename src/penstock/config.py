@@ -42,6 +42,8 @@ _SECRET_WORDS = frozenset(
         *("password", "secret", "sig", "signature", "token"),
     )
 )
+_PLACE = re.compile(r" - at `\$\.([^`]+)`\Z")
+"""Where msgspec says that a structure was refused."""
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
 
@@ -59,14 +61,14 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     _check_keys(options, given, where)
     _check_plain(given, where)
     try:
-        return _convert(given, options)
+        return _convert(given, options, where)
     except msgspec.ValidationError:
         from penstock.validation import loosened, mismatch  # imported only for an error
 
         if issubclass(options, Options):
             given = loosened(options, given)
             with contextlib.suppress(msgspec.ValidationError):
-                return _convert(given, options)
+                return _convert(given, options, where)
         place, why, value, choices = mismatch(options, given)
         field = _dotted_path(where, place)
         if choices and isinstance(value, str):
@@ -78,14 +80,25 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
         ) from None
 
 
-def _convert(given: Mapping[str, Any], options: type[T]) -> T:
+def _convert(given: Mapping[str, Any], options: type[T], where: str) -> T:
     """Raises `ConfigError` for a check of ours, `msgspec.ValidationError` for a wrong type."""
     try:
         return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ConfigError):  # it is a ValueError
-            raise error.__cause__ from None
-        raise
+        ours = error.__cause__
+        if not isinstance(ours, ConfigError):  # it is a ValueError
+            raise
+        if place := _PLACE.search(str(error)):
+            _put_inside(ours, place[1], where)
+        raise ours from None
+
+
+def _put_inside(error: ConfigError, place: str, where: str) -> None:
+    """Complete the field of an error of a structure that lies at `place`. Some name it whole."""
+    if error.field and not f"{error.field}.".startswith(f"{place}."):
+        inside = _dotted_path(where, place)
+        error.args = (f"{inside}.{error}",)
+        error.field = f"{inside}.{error.field}"
 
 
 def _check_plain(value: Any, place: str) -> None:

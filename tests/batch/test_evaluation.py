@@ -104,6 +104,13 @@ async def test_values_that_are_no_text_are_compared_as_json(make_engine, answer,
     assert found.scores == [float(right)]
 
 
+async def test_nothing_is_drawn(make_engine):  # so the command needs no seed, as its help says
+    engine = make_engine()
+    await aevaluate([{"q": "a", "is": "A"}], expected="is", prompt="{q}", engine=engine)
+    await aevaluate([{"q": "a"}], "schema", schema={}, prompt="{q}", engine=engine)
+    assert [request.sampling.is_deterministic for request in engine.requests] == [True, True]
+
+
 async def test_rows_whose_label_is_no_option_have_no_score():
     options = {"prompt": "{q}", "choices": "a,b", "model": "simulated"}
     rows = [{"q": "x", "is": label} for label in ("a", None, "A", "b")]

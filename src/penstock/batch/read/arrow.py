@@ -194,6 +194,8 @@ def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name
     wanted = [column for column in batch.schema.names if columns is None or column in columns]
     faults: dict[int, str] = {}
     try:
+        if len(wanted) < batch.num_columns:
+            batch.validate(full=True)  # a damaged value that nobody reads here gets into the output
         found = python_rows(batch.select(wanted))
     except Exception:  # of many kinds, for text that is no UTF-8 and the like
         batch, found, faults = _readable_rows(batch, wanted)
@@ -213,21 +215,20 @@ def _readable_rows(
     why it cannot be read whole. Text that is not UTF-8 gets U+FFFD in it; another value that cannot
     be read becomes null.
     """
-    columns: list[list[Any]] = []
+    columns: dict[str, list[Any]] = {}
     faults: dict[int, str] = {}
-    for name in names:
-        column = batch[name]
+    for place, field in enumerate(batch.schema):
+        column = batch[place]
         try:
-            columns.append(python_values(column))
+            columns[field.name] = python_values(column)
         except Exception:  # each kind of value has its own
-            values, wrong, column = _readable_values(column)
-            columns.append(values)
+            columns[field.name], wrong, column = _readable_values(column)
             for offset, why in wrong.items():
-                faults.setdefault(offset, f"column '{name}': {why}")
-            place = batch.schema.get_field_index(name)
-            batch = batch.set_column(place, batch.schema.field(place), column)
-    found = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-    return batch, found, faults
+                faults.setdefault(offset, f"column '{field.name}': {why}")
+            batch = batch.set_column(place, field, column)
+    wanted = [columns[name] for name in names]
+    rows = zip(*wanted, strict=True) if wanted else [()] * batch.num_rows
+    return batch, [dict(zip(names, values, strict=True)) for values in rows], faults
 
 
 def _readable_values(column: pa.Array) -> tuple[list[Any], dict[int, str], pa.Array]:

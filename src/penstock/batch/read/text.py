@@ -56,6 +56,10 @@ _NO_END = "a quote that begins here has no end"
 _MALFORMED = (
     f"a quote stands in the wrong place, or a field is longer than {_MAX_FIELD >> 20} Mi characters"
 )
+_NOT_UTF8 = (
+    "invalid UTF-8. If the file has the code page of Windows, as Excel saves CSV,"
+    " `iconv -f WINDOWS-1252 -t UTF-8` converts it"
+)
 
 
 class JsonLines(FileSource):
@@ -296,7 +300,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
                     yield reader.line_num, fields, None
                 elif fields:
                     mended = [_LONE.sub("\ufffd", field) for field in fields]
-                    yield reader.line_num, mended, "invalid UTF-8"
+                    yield reader.line_num, mended, _NOT_UTF8
 
 
 def _separator(line: str, path: str) -> str:

@@ -13,7 +13,7 @@ from penstock.engines.side_by_side import all_of
 from penstock.engines.tasks import Batches
 from penstock.errors import ClientGoneError
 from penstock.openai.framing import Framer
-from penstock.openai.responses import Answers, UsageTotal
+from penstock.openai.responses import Answers, StreamUsage
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import Exchange
 from penstock.types import Delta, Usage
@@ -39,8 +39,8 @@ class EventStream(Response):
         self._exchange = exchange
         self.batches = batches
         self._framer = framer
-        self._n = n
         self._open = n * prompts
+        self._usage = StreamUsage(n)
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,10 +61,11 @@ class EventStream(Response):
                         "more_body": False,
                     }
                 )
+        finally:
+            exchange.usage = self._usage.end()
 
     async def _run(self, send: Send) -> None:
         exchange, framer, clock = self._exchange, self._framer, time.perf_counter
-        total = UsageTotal(self._n)
         async with exchange.interrupt() as interrupt, aclosing(self.batches) as batches:
             more = True
             while more:
@@ -73,10 +74,7 @@ class EventStream(Response):
                 now = clock()
                 exchange.engine_seconds += now - asked
                 exchange.deltas += len(batch)
-                for delta in batch:
-                    if delta.finish_reason is not None:
-                        self._open -= 1
-                        total.add(delta)
+                self._open -= self._usage.take(batch)
                 # A framer numbers its events, so the first events must be made first.
                 chunk = b"" if self._begun else framer.open()
                 chunk += b"".join([framer.frame(delta) for delta in batch])
@@ -85,7 +83,6 @@ class EventStream(Response):
                     # Read to the end, so that the slot is free when the client has its full answer.
                     async for _ in batches:
                         pass
-                    exchange.usage = total.usage
                     chunk += framer.close()
                     interrupt.finished()
                 if not self._begun:
