@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from starlette.requests import Request
 
-from penstock.errors import RequestError, UnsupportedError
+from penstock.errors import RequestError, UnsupportedError, UpstreamError
 from penstock.openai.audio import as_values
-from penstock.serve.compat.forms import form_of, request_for
-from penstock.types import ChatRequest, EmbeddingRequest
+from penstock.serve.compat.forms import batches_of, form_of, request_for
+from penstock.serve.openai_api_models import (
+    ChatCompletionResponse,
+    ChatCompletionStreamResponse,
+    CompletionStreamResponse,
+)
+from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
+
+CHAT = [{"role": "user", "content": "hi"}]
 
 
 async def read(kind, body):
@@ -61,10 +69,52 @@ def test_a_file_that_is_none():
 
 
 def test_a_conversation_to_embed_is_a_request_of_its_own_form():
-    chat = ChatRequest([{"role": "user", "content": "hi"}], add_generation_prompt=False)
+    chat = ChatRequest(CHAT, add_generation_prompt=False)
     made = request_for("embeddings", EmbeddingRequest([chat], dimensions=8), "m")
     assert type(made).__name__ == "EmbeddingChatRequest"
     assert made.messages == chat.messages
     assert (made.dimensions, made.add_generation_prompt) == (8, False)
     with pytest.raises(UnsupportedError, match="one conversation at a time"):
         request_for("embeddings", EmbeddingRequest([chat, "a"]), "m")
+
+
+async def read_stream(request, *given):
+    """The text and the end of an answer whose author gives these."""
+
+    async def answer():
+        for one in given:
+            yield one
+
+    found = [delta async for batch in batches_of(answer(), request, "Mine") for delta in batch]
+    return "".join(delta.text for delta in found), found[-1].finish_reason
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda chunk: [f"data: {json.dumps(chunk)}\n\n"],
+        lambda chunk: [chunk],
+        ChatCompletionStreamResponse.model_validate,
+    ],
+)
+async def test_a_stream_consists_of_events_or_objects_and_may_just_end(form):
+    chunks = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in "abc"]
+    assert await read_stream(ChatRequest(CHAT), *map(form, chunks)) == ("abc", "stop")
+
+
+async def test_a_completions_stream_of_objects():
+    choices = [{"text": "a"}, {"text": "b", "finish_reason": "length"}]
+    given = [CompletionStreamResponse.model_validate({"choices": [one]}) for one in choices]
+    assert await read_stream(CompletionRequest("x"), *given) == ("ab", "length")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_whole_response_answers_a_stream_too(stream):
+    choice = {"message": {"content": "abc"}, "finish_reason": "length"}
+    whole = ChatCompletionResponse.model_validate({"choices": [choice]})
+    assert await read_stream(ChatRequest(CHAT, stream=stream), whole) == ("abc", "length")
+
+
+async def test_an_answer_of_nothing_is_an_error():
+    with pytest.raises(UpstreamError, match="Mine: the answer broke off"):
+        await read_stream(ChatRequest(CHAT))

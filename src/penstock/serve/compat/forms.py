@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
+from penstock.engines.remote.answers import parse_chunk
 from penstock.engines.remote.requests import chat_body, completion_body, task_body
 from penstock.engines.remote.results import read_task
 from penstock.engines.remote.stream import EventReader, StreamReader
@@ -159,11 +160,11 @@ async def items(answer: Any) -> AsyncGenerator[Any, None]:
             yield item
 
 
-async def batches_of(answer: Any, n: int, where: str) -> Batches:
-    """The deltas of an answer in Ray's form, to a request for `n` answers. Raises the error that it
-    has; `where` calls its author.
+async def batches_of(answer: Any, request: ChatRequest | CompletionRequest, where: str) -> Batches:
+    """The deltas of an answer in Ray's form: of events as text, of the objects that a stream
+    consists of, or of a whole response. Raises the error that it has; `where` calls its author.
     """
-    reader, events = StreamReader(n, where), EventReader()
+    reader, events = StreamReader(request.n, where), EventReader()
     async with aclosing(items(answer)) as given:
         async for item in given:
             for one in item if isinstance(item, list) else [item]:
@@ -172,10 +173,15 @@ async def batches_of(answer: Any, n: int, where: str) -> Batches:
                     if events.error and not reader.ended:
                         reader.fail(events.error)
                 else:
-                    deltas = reader.whole(json_of(one))
+                    body = json_of(one)
+                    whole = not request.stream or any(
+                        choice.message for choice in parse_chunk(body, where).choices or ()
+                    )
+                    deltas = reader.whole(body) if whole else reader.feed([body])
                 if deltas:
                     yield deltas
-    if not reader.ended and (deltas := reader.close(events.stray)):
+    # Who gives no more has ended its answer: a generator breaks off by raising.
+    if not reader.ended and (deltas := reader.close(events.stray, done=True)):
         yield deltas
 
 
