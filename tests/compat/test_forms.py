@@ -6,15 +6,18 @@ import io
 import json
 
 import pytest
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from penstock.errors import RequestError, UnsupportedError, UpstreamError
+from penstock.errors import PenstockError, RequestError, UnsupportedError, UpstreamError
 from penstock.openai.audio import as_values
-from penstock.serve.compat.forms import batches_of, form_of, request_for
+from penstock.serve.compat.forms import batches_of, form_of, request_for, result_of
 from penstock.serve.openai_api_models import (
     ChatCompletionResponse,
     ChatCompletionStreamResponse,
     CompletionStreamResponse,
+    OpenAIHTTPException,
 )
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
 
@@ -118,3 +121,52 @@ async def test_a_whole_response_answers_a_stream_too(stream):
 async def test_an_answer_of_nothing_is_an_error():
     with pytest.raises(UpstreamError, match="Mine: the answer broke off"):
         await read_stream(ChatRequest(CHAT))
+
+
+class Teapot(Exception):
+    status_code = 418
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (HTTPException(429, "slow down"), 429, "slow down"),
+        (OpenAIHTTPException(503, "not now", type="Mine"), 503, "not now"),
+        (Teapot("short and stout"), 418, "short and stout"),
+        (RequestError("ours", param="n"), 400, "ours"),
+    ],
+)
+@pytest.mark.parametrize("begun", [True, False])
+async def test_what_an_author_raises_has_the_status_that_it_tells(raised, status, said, begun):
+    async def streamed():
+        yield {"choices": [{"delta": {"content": "a"}}]}
+        raise raised
+
+    async def refused():
+        raise raised
+
+    given = batches_of(streamed() if begun else refused(), ChatRequest(CHAT), "Mine")
+    with pytest.raises(PenstockError, match=said) as caught:
+        [batch async for batch in given]
+    assert caught.value.status == status
+    assert caught.value is raised or caught.value.__cause__ is raised
+
+
+async def test_what_pydantic_refuses_is_the_clients_mistake():
+    async def answer():
+        return TypeAdapter(dict[str, int]).validate_python({"a": "b"})
+
+    with pytest.raises(RequestError, match="a: Input should be a valid integer"):
+        await result_of("tokenize", None, answer(), "Mine")
+
+
+@pytest.mark.parametrize(
+    "raised", [ValueError("inside"), type("Odd", (Exception,), {"status_code": 200})()]
+)
+async def test_another_error_stays_what_it_is(raised):
+    async def answer():
+        raise raised
+
+    with pytest.raises(type(raised)) as caught:
+        await result_of("tokenize", None, answer(), "Mine")
+    assert caught.value is raised

@@ -148,16 +148,43 @@ def _name(request: ChatRequest | CompletionRequest, model: str) -> str:
 
 async def items(answer: Any) -> AsyncGenerator[Any, None]:
     """What a method of Ray's form gives, one by one: it is a generator, or a coroutine of one or
-    of a result.
+    of a result. Raises what it raises, or the error that this stands for (`told_by`).
     """
-    if inspect.isawaitable(answer):
-        answer = await answer
-    if not hasattr(answer, "__aiter__"):
-        yield answer
-        return
-    async with aclosing(answer):
-        async for item in answer:
-            yield item
+    try:
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if not hasattr(answer, "__aiter__"):
+            yield answer
+            return
+        async with aclosing(answer):
+            async for item in answer:
+                yield item
+    except Exception as error:
+        if (told := told_by(error)) is None:
+            raise
+        raise told from error
+
+
+def told_by(error: Any) -> PenstockError | None:
+    """What a user's exception tells a client, as Ray reads it: by its `status_code`, or because
+    pydantic found a value wrong. None for any other, and for our own.
+    """
+    if isinstance(error, PenstockError):
+        return None
+    if type(error).__module__.startswith("pydantic"):
+        return misfit(error) if hasattr(error, "errors") else None
+    status = getattr(error, "status_code", None)
+    if not isinstance(status, int) or not 400 <= status < 600:
+        return None
+    message = getattr(error, "detail", None) or getattr(error, "message", None) or error
+    return _error({"message": message, "code": status})
+
+
+def misfit(error: Any) -> RequestError:
+    """What pydantic found wrong in a request."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    return RequestError(f"{where or 'the body'}: {first['msg']}", param=where or None)
 
 
 async def batches_of(answer: Any, request: ChatRequest | CompletionRequest, where: str) -> Batches:
