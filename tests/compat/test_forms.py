@@ -14,10 +14,12 @@ from penstock.errors import PenstockError, RequestError, UnsupportedError, Upstr
 from penstock.openai.audio import as_values
 from penstock.serve.compat.forms import batches_of, form_of, request_for, result_of
 from penstock.serve.openai_api_models import (
+    ChatCompletionRequest,
     ChatCompletionResponse,
     ChatCompletionStreamResponse,
     CompletionStreamResponse,
     OpenAIHTTPException,
+    TranscriptionRequest,
 )
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest
 
@@ -79,6 +81,15 @@ def test_a_conversation_to_embed_is_a_request_of_its_own_form():
     assert (made.dimensions, made.add_generation_prompt) == (8, False)
     with pytest.raises(UnsupportedError, match="one conversation at a time"):
         request_for("embeddings", EmbeddingRequest([chat, "a"]), "m")
+
+
+def test_fields_that_only_vllm_has_read_as_their_defaults():
+    chat, heard = ChatCompletionRequest(messages=CHAT), TranscriptionRequest(file=b"RIFF")
+    assert (chat.session_id, chat.stream_interval, chat.return_token_offsets) == (None, None, False)
+    assert (heard.seed, heard.n, heard.to_language, heard.length_penalty) == (None, 1, None, 1.0)
+    assert heard.model_dump(exclude_unset=True) == {"file": b"RIFF"}
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = heard.no_such
 
 
 async def read_stream(request, *given):

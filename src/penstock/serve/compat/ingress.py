@@ -439,4 +439,3 @@ async def _refused(request: Request, error: Any) -> Response:
 
 async def _wrong(request: Request, error: Any) -> Response:
     return await _failed(request, misfit(error))
-
