@@ -218,6 +218,10 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
             if name in changes or new != old:
                 msgspec.structs.force_setattr(self, name, new)
 
+    def __iter__(self) -> Iterator[Any]:
+        """The fields as pairs of name and value, for `dict()`."""
+        return iter([(name, getattr(self, name)) for name in self.__struct_fields__])
+
     def __repr__(self) -> str:
         """Only fields that differ from their defaults, with secrets masked."""
         shown = [f"{name}={masked(getattr(self, name), name)!r}" for name in self._given()]
