@@ -178,6 +178,11 @@ async def test_labels_of_nothing_are_refused(labels, why):
         await calibrate(rows, labels)
 
 
+async def test_a_filter_would_leave_out_rows_of_the_fit():
+    with pytest.raises(ConfigError, match="filter: has no meaning for a calibration"):
+        await calibrate([], {"team": "team"}, filter="Urgent?")
+
+
 async def test_too_few_labels():
     rows = [{"text": f"{n}", "team": "d"} for n in range(20)]
     with pytest.raises(InputError, match=r"0 rows have a label of .* and 5 folds need 10"):
