@@ -68,6 +68,17 @@ def test_labels_against_the_model_make_it_unsure_and_no_error():
     assert sum(found.probabilities([1.0, 0.0])) == pytest.approx(1)
 
 
+def test_biases_are_the_best_also_where_the_temperature_is_the_highest():
+    given, _ = drawn(60)
+    right = [each.index(min(each)) for each in given]  # the least likely
+    found = fitted(OPTIONS, given, right)
+    assert found.temperature == pytest.approx(1000)
+    after = [found.probabilities(each) for each in given]
+    for place, bias in enumerate(found.bias):
+        residual = math.fsum(each[place] for each in after) - right.count(place)
+        assert residual + bias == pytest.approx(0, abs=1e-4)  # the derivative of the loss
+
+
 def test_reliability_of_a_tie_counts_the_first():
     found = reliability([[0.5, 0.5], [0.5, 0.5]], [0, 1])
     assert (found.accuracy, found.error) == (0.5, 0.0)
@@ -165,6 +176,11 @@ async def test_labels_of_nothing_are_refused(labels, why):
     rows = [{"text": f"{n}", "team": "a"} for n in range(20)]
     with pytest.raises(ConfigError, match=why):
         await calibrate(rows, labels)
+
+
+async def test_a_filter_would_leave_out_rows_of_the_fit():
+    with pytest.raises(ConfigError, match="filter: has no meaning for a calibration"):
+        await calibrate([], {"team": "team"}, filter="Urgent?")
 
 
 async def test_too_few_labels():
