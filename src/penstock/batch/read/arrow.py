@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penstock.batch.read.files import DataFile, FileSource, for_arrow, is_url
+from penstock.batch.read.file_source import FileSource
+from penstock.batch.read.files import DataFile, for_arrow, is_url
 from penstock.batch.read.sources import BATCH_BYTES, BATCH_ROWS, Source, first_of, first_repeated
 from penstock.batch.rows.row import Row
 from penstock.batch.values.arrow import array, build, of_arrow, python_rows, python_values

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, TextIO, cast
 import msgspec
 
 from penstock.batch.read.compressed import MAGIC
-from penstock.batch.read.files import DataFile, FileSource, reading
+from penstock.batch.read.file_source import FileSource
+from penstock.batch.read.files import DataFile, reading
 from penstock.batch.read.sources import (
     BATCH_BYTES,
     BATCH_ROWS,
