@@ -10,8 +10,8 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from penstock.engines.base import Capabilities
-from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import ConfigError, UnsupportedError
 from penstock.types import (

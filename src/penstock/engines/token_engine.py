@@ -19,7 +19,6 @@ from msgspec import structs
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.beams import Beams, beams_of
-from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.engines.decisions.answers import decisions
 from penstock.engines.decisions.checks import check_questions
 from penstock.engines.decisions.prompts import RequestTexts, asked
@@ -31,6 +30,7 @@ from penstock.engines.sampling import (
     with_seed,
 )
 from penstock.engines.tasks import Batches, mapped, merged
+from penstock.engines.templates.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError, nearest
 from penstock.openai.media.images import Images
 from penstock.openai.media.parts import Videos, seen

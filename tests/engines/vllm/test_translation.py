@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
-from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.decisions import prompts
 from penstock.engines.tasks import Tasks
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.engines.vllm.translation import (
     MOST_AT_ONCE,
     DeltaMaker,

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate, read_template, refuse_taken
 from penstock.engines.sampling import check_id_range, most_new_tokens
+from penstock.engines.templates.chat_template import (
+    CHANGED,
+    PLAIN,
+    ChatTemplate,
+    read_template,
+    refuse_taken,
+)
 from penstock.engines.vllm.library import (
     ChatCompletionToolsParam,
     ChatParams,

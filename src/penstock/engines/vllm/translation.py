@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.tokens import Encode, tokenized
 from penstock.engines.decisions.trie import Path, Shares, shares
 from penstock.engines.side_by_side import all_of
 from penstock.engines.tasks import Tasks, generated
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.errors import EngineError, RequestError
 from penstock.openai.responses import Answers
 from penstock.types import (
