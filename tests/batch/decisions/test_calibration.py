@@ -213,6 +213,21 @@ async def test_a_model_that_knows_nothing_is_found_no_worse_than_chance(rows):
     assert after.error == pytest.approx(0, abs=1e-6)
 
 
+async def test_rows_without_a_decision_are_not_fitted():
+    class Silent(SimulatedEngine):
+        async def label_shares(self, texts, request):
+            shares, usage = await super().label_shares(texts, request)
+            mass = 0.0 if "none" in request.input[0]["content"] else 1.0
+            return [type(one)(one.probabilities, mass) for one in shares], usage
+
+    source = [{"text": f"{n}", "late": n % 2} for n in range(20)] + [{"text": "none", "late": 1}]
+    fits = await acalibrate(
+        source, "late", engine=Silent("demo"), prompt="{text}", decide=QUESTIONS[1:]
+    )
+    fit = fits.questions["urgent"]
+    assert (fit.before.rows, fit.failed, fit.unlabelled) == (20, 1, 0)
+
+
 def test_a_calibration_of_yes_and_no_is_none_of_a_score(tmp_path):
     score = ScoreQuestion("?", (Option("a", value=1), Option("b", value=0)), "anger")
     given = {"model": "demo", "questions": {"anger": Scaling([True, False], 1.0, [0.0, 0.0])}}

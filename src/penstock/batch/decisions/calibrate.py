@@ -224,6 +224,8 @@ def _fit(
         name = "" if label is None else option_of_label(question, label)
         if (error := row[f"{_PREFIX}error"]) is not None:
             failures[error["type"]] += 1
+        elif row[f"{_PREFIX}{question.name}"] is None:
+            failures["no decision"] += 1
         elif shares is not None and name in places:
             probabilities.append(list(shares.values()))
             right_options.append(places[name])
