@@ -5,8 +5,8 @@ import threading
 import pytest
 
 import penstock
-from penstock.batch.rows import openai_lines
 from penstock.errors import ConfigError, ContextLengthError, EngineError, RequestError
+from penstock.openai.parameters.body import parse_body
 from penstock.types import Embeddings, Usage
 
 
@@ -60,14 +60,13 @@ async def test_completions_and_embeddings():
 
 
 async def test_a_thread_reads_long_lines(monkeypatch):
-    read = openai_lines.parse_body
     threads = []
 
     def noted(form, body):
         threads.append((len(body["messages"]), threading.current_thread()))
-        return read(form, body)
+        return parse_body(form, body)
 
-    monkeypatch.setattr(openai_lines, "parse_body", noted)
+    monkeypatch.setattr("penstock.batch.rows.openai_lines.parse_body", noted)
     long = chat("hello", max_tokens=3)
     long["messages"] = long["messages"] * 5000
     wrong = {**long, "temperature": "hot"}
