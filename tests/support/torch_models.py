@@ -128,11 +128,17 @@ def classifier(path: Path, labels: list[str]) -> None:
 
 
 def vision_model(path: Path) -> None:
-    """A BLIP-2, which needs no torchvision. It sees pictures of 32 × 32 pixels as 8 tokens."""
+    """A BLIP-2, which needs no torchvision. It sees pictures of 32 × 32 pixels as 8 tokens, and its
+    tokenizer begins texts with a token of its own.
+    """
     torch, transformers = import_module("torch"), import_module("transformers")
     torch.manual_seed(0)
     special = {"eos_token": END, "bos_token": "<bos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = byte_tokenizer(path, special, [IMAGE])
+    begin = tokenizer.bos_token, tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = import_module(
+        "tokenizers"
+    ).processors.TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
     template = (
         "{% for m in messages %}{{ m.content if m.content is string else m.content[-1].text }}\n{%"
         " endfor %}"

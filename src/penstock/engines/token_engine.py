@@ -260,6 +260,12 @@ class TokenEngine(LLMEngine):
         self._check_task("decide")
         self._check_adapter(request.adapter)
         check_questions(request.questions)
+        texts = await self._asked(request)
+        shares, usage = await self.label_shares(texts, request)
+        return decisions(request.questions, texts.branches, shares, usage)
+
+    async def _asked(self, request: DecideRequest) -> RequestTexts:
+        """The texts of a request, with its images. Raises `RequestError`."""
         files: tuple[bytes, ...] = ()
         if not isinstance(request.input, str):
             messages, images, videos = seen(request.input, self.capabilities.inputs, self.name)
@@ -283,8 +289,7 @@ class TokenEngine(LLMEngine):
             whole = "".join([texts.head, *(branch.text for branch in texts.branches)])
             mark = self.template.mark_of(whole, "image", len(files), request.chat_template)
             texts = msgspec.structs.replace(texts, images=files, image_mark=mark)
-        shares, usage = await self.label_shares(texts, request)
-        return decisions(request.questions, texts.branches, shares, usage)
+        return texts
 
     async def _files(self, images: Images, videos: Images) -> tuple[tuple[bytes, ...], Videos]:
         """The files of images and of videos, as in `Submit`. Raises `RequestError` for those that

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import RequestError, UnsupportedError
@@ -119,8 +120,25 @@ async def test_pictures(tmp_path):
         with pytest.raises(RequestError, match=r"(?i)at most 1 image"):
             await answer(engine, asked_about(picture((0, 0, 0)), picture((9, 9, 9))))
         await engine.check_health()
+        await the_tokens_of_vllms_server(engine)
     finally:
         await engine.stop()
+
+
+async def the_tokens_of_vllms_server(engine):
+    asked = Sampling(temperature=0.0, max_tokens=1, extra={"return_token_ids": True})
+    transport = httpx.ASGITransport(app=engine.build_asgi_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        for request in (chat_request("What is it?", asked), showing((9, 9, 9))):
+            body = {
+                "model": engine.model_source,
+                "messages": request.messages,
+                "max_tokens": 1,
+                "return_token_ids": True,
+            }
+            theirs = (await client.post("/v1/chat/completions", json=body)).json()
+            ours = await answer(engine, replace(request, sampling=asked))
+            assert list(ours.prompt_token_ids or ()) == theirs["prompt_token_ids"]
 
 
 def showing(color: tuple[int, int, int]) -> ChatRequest:

@@ -2,27 +2,15 @@
 deltas.
 """
 
-import asyncio
 from types import SimpleNamespace
 
 import pytest
-from msgspec.structs import replace
 
-from penstock.engines.decisions import prompts
-from penstock.engines.tasks import Tasks
 from penstock.engines.templates.chat_template import ChatTemplate
-from penstock.engines.vllm.translation import (
-    MOST_AT_ONCE,
-    DeltaMaker,
-    PlainText,
-    generated_shares,
-)
+from penstock.engines.vllm.translation import DeltaMaker, PlainText
 from penstock.errors import EngineError
 from penstock.types import (
-    DecideRequest,
-    Delta,
     Message,
-    PredicateQuestion,
     Sampling,
     TokenLogprob,
     Usage,
@@ -199,57 +187,3 @@ def test_a_request_that_asks_for_token_ids_gets_those_of_the_prompt_once():
     maker = DeltaMaker(Sampling(extra={"return_token_ids": True}))
     first, second = output(answer("a", [5])), output(answer("b", [6], reason="stop"))
     assert [maker.deltas(one)[0].prompt_token_ids for one in (first, second)] == [(1, 2, 3), None]
-
-
-class Asked(Tasks):
-    """Says how many requests run at once. With `failing` that one fails, and the others hang, but
-    for the first.
-    """
-
-    def __init__(self, failing=None):
-        self.count = self.running = self.most = 0
-        self.failing = failing
-
-    async def generate(self, request):
-        self.count += 1
-        number = self.count
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            await asyncio.sleep(0)
-            if number == self.failing:
-                raise EngineError("no")
-            if number > 1 and self.failing is not None:
-                await asyncio.Event().wait()
-            tokens = request.sampling.extra["logprob_token_ids"]
-            top = tuple((str(token), -float(token)) for token in tokens)
-            known = TokenLogprob("", 0.0, top, top_ids=tuple(tokens))
-            yield [Delta(logprobs=(known,), finish_reason="stop", usage=Usage(1, 1))]
-        finally:
-            self.running -= 1
-
-
-def decisions(model):
-    def encode(texts, special_tokens):
-        return [list(text.encode()) for text in texts]
-
-    question = PredicateQuestion("Is it so?")
-    request = DecideRequest("It is.", tuple(replace(question, name=str(n)) for n in range(200)))
-    texts = prompts.asked(request, None)
-    return generated_shares(model, texts, request, encode)
-
-
-async def test_many_questions_are_asked_a_few_at_a_time():
-    model = Asked()
-    shares, _ = await decisions(model)
-    assert (len(shares), model.count, model.most) == (200, 200, MOST_AT_ONCE)
-
-
-async def test_where_one_fails_the_others_end():
-    model = Asked(failing=30)
-    with pytest.raises(EngineError):
-        await decisions(model)
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    await asyncio.gather(*others, return_exceptions=True)
-    assert model.running == 0
-    assert model.count == 1 + MOST_AT_ONCE

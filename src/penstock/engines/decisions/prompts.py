@@ -64,10 +64,24 @@ def asked(request: DecideRequest, render: Render | None) -> RequestTexts:
         if not isinstance(request.input, str):
             raise RequestError("this model reads a text, no messages", param="input")
         return _placed(f"{request.input}{_PLACE}", request, plain=True)
+    messages, continued = conversation(request)
+    return texts_of(render(messages, continued), request)
+
+
+def conversation(request: DecideRequest) -> tuple[list[Message], bool]:
+    """The messages to render for `texts_of`, and whether the prompt continues the last one. Raises
+    `RequestError`.
+    """
     if _is_begun(request):
         assert not isinstance(request.input, str)
-        return _placed(f"{render(request.input, True)}{_PLACE}", request, plain=False)
-    return _placed(render(_with_place(request.input), False), request, plain=False)
+        return request.input, True
+    return _with_place(request.input), False
+
+
+def texts_of(prompt: str, request: DecideRequest) -> RequestTexts:
+    """The texts of a request whose `conversation` was rendered. Raises `RequestError`."""
+    place = _PLACE if _is_begun(request) else ""
+    return _placed(f"{prompt}{place}", request, plain=False)
 
 
 def _is_begun(request: DecideRequest) -> bool:
@@ -109,6 +123,8 @@ def _with_place(given: str | list[Message]) -> list[Message]:
     content: Any = last.get("content") or ""
     if isinstance(content, str):
         content = f"{content}{_PLACE}"
+    elif content[-1].get("type") == "text":  # a part of its own may get a line of its own
+        content = [*content[:-1], {**content[-1], "text": f"{content[-1].get('text', '')}{_PLACE}"}]
     else:
         content = [*content, {"type": "text", "text": _PLACE}]
     return [*given[:-1], {**last, "content": content}]

@@ -18,7 +18,7 @@ from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk import sources
 from penstock.engines.disk.sources import check_adapter
 from penstock.engines.sampling import check_sampling, prompt_sampling, with_seed
-from penstock.engines.tasks import Batches, task_of
+from penstock.engines.tasks import Batches, generated, task_of
 from penstock.engines.token_engine import (
     Echo,
     TokenEngine,
@@ -26,7 +26,8 @@ from penstock.engines.token_engine import (
     without_answer,
 )
 from penstock.engines.vllm import kv_cache, options
-from penstock.engines.vllm.translation import DeltaMaker, generated_shares
+from penstock.engines.vllm.deciding import HeadWithMedia, asked, generated_shares
+from penstock.engines.vllm.translation import DeltaMaker
 from penstock.errors import (
     EngineDeadError,
     EngineError,
@@ -44,7 +45,8 @@ from penstock.openai.parsers.text import Offered
 from penstock.types import ChatRequest, CompletionRequest, DecideRequest, Usage
 
 if TYPE_CHECKING:
-    from penstock.engines.vllm.running import Prepared, Running
+    from penstock.engines.vllm.prompts import Prepared, Shown
+    from penstock.engines.vllm.running import Running
 
 T = TypeVar("T")
 
@@ -189,11 +191,16 @@ class VLLMEngine(TokenEngine):
         await self._ask(lambda running: running.llm.check_health())
 
     # Requests
-    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return self._generate(request)
+
+    async def _generate(
+        self, request: ChatRequest | CompletionRequest, shown: Shown | None = None
+    ) -> Batches:
         running = self._alive()
         begun = False
         try:
-            prepared = await self._prepare(running, request)
+            prepared = await self._prepare(running, request, shown)
             maker = DeltaMaker(
                 prepared.sampling,
                 running.prompts.token_text,
@@ -246,6 +253,20 @@ class VLLMEngine(TokenEngine):
         self._check_task("rerank" if task == "score" else task)
         return await self._ask(lambda running: running.answer(task, request))
 
+    async def _asked(self, request: DecideRequest) -> RequestTexts:
+        running = self._alive()
+        prompts = running.prompts
+        if prompts.text_template is None:  # the place of the questions cannot be found
+            raise self._unsupported("decisions where the tokenizer writes conversations as tokens")
+        if not prompts.reads_media:
+            return await super()._asked(request)
+        try:
+            return await asked(request, prompts)
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise self._fault(running, error, preparing=True) from None
+
     async def label_shares(
         self, texts: RequestTexts, request: DecideRequest
     ) -> tuple[list[Shares], Usage]:
@@ -254,7 +275,12 @@ class VLLMEngine(TokenEngine):
         def encode(each: list[str], special_tokens: bool) -> list[list[int]]:
             return [list(tokenizer.encode(t, add_special_tokens=special_tokens)) for t in each]
 
-        return await generated_shares(self, texts, request, encode)
+        def generate(prompt: CompletionRequest, head: int) -> Batches:
+            if isinstance(texts, HeadWithMedia):
+                return self._generate(prompt, (texts.media, head))
+            return generated(self, prompt)
+
+        return await generated_shares(generate, texts, request, encode)
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
@@ -319,7 +345,10 @@ class VLLMEngine(TokenEngine):
 
     # How
     async def _prepare(
-        self, running: Running, request: ChatRequest | CompletionRequest
+        self,
+        running: Running,
+        request: ChatRequest | CompletionRequest,
+        shown: Shown | None = None,
     ) -> Prepared:
         self._check_task(task_of(request))
         self._check_adapter(request.adapter)
@@ -334,7 +363,7 @@ class VLLMEngine(TokenEngine):
         request = with_seed(request) if self.deterministic else request
         sampling, only_prompt = prompt_sampling(request)
         check_sampling(sampling, request.n, self.capabilities, self.name)
-        prepared = await running.prompts.prepare_completion(request, sampling)
+        prepared = await running.prompts.prepare_completion(request, sampling, shown)
         if request.echo:
             prompt = request.prompt
             echo = Echo(

@@ -29,7 +29,7 @@ from penstock.engines.vllm.library import (
     is_mistral_tokenizer,
 )
 from penstock.engines.vllm.translation import PlainText
-from penstock.errors import ContextLengthError, RequestError, context_overflow
+from penstock.errors import ContextLengthError, RequestError, UnsupportedError, context_overflow
 from penstock.types import (
     SAME_NAME,
     ChatRequest,
@@ -61,6 +61,10 @@ _SAME_EXTRA = (
     *("logprob_token_ids", "thinking_token_budget", "watermarking"),
 )
 """The parameters of `Sampling.extra` that are fields of vLLM's `SamplingParams`."""
+
+
+Shown = tuple[Mapping[str, Any], int]
+"""Media, and how many of a prompt's token ids are the head that has them."""
 
 
 class Prepared(Struct):
@@ -97,6 +101,11 @@ class Prompts:
         )
         self.tokenizer = front.llm.tokenizer
         self._renderer = front.llm.renderer
+        # As in vLLM's server: templates write special tokens. The default for a model that reads
+        # more than texts adds the tokenizer's once more.
+        self._chat_tokens = self._renderer.default_chat_tok_params.with_kwargs(
+            add_special_tokens=False
+        )
         self._vocabulary = front.vocabulary
         frontend = front.options.frontend
         self.template = _template(frontend.get("chat_template"), self.tokenizer)
@@ -109,6 +118,8 @@ class Prompts:
         """What renders text conversations as vLLM's renderer does; None if the tokenizer renders
         them itself, or there is none.
         """
+        self.reads_media = self._renderer.mm_processor is not None
+        """Whether conversations may hold more than texts."""
         self._plain = (
             PlainText(self.tokenizer.backend_tokenizer, self.text_template)
             if self._at_once
@@ -138,7 +149,7 @@ class Prompts:
             _, (made,) = await self._renderer.render_chat_async(
                 [messages],
                 self._chat_params(chat.chat_template, kwargs, tools),
-                wanted(self._renderer.default_chat_tok_params),
+                wanted(self._chat_tokens),
             )
         ids = list(made.get("prompt_token_ids") or ())
         names = self.tokenizer.convert_ids_to_tokens(ids) if request.names else None
@@ -165,7 +176,7 @@ class Prompts:
         if self._plain is not None:
             params = self._chat_params(None, {}, None)
             self._plain.learn(
-                lambda messages: self._renderer.render_chat([messages], params)[1][0],
+                lambda messages: self._rendered(messages, params),
                 lambda text, special: self._renderer.render_cmpl(
                     [{"prompt": text}], self._text_params(special)
                 )[0],
@@ -184,14 +195,20 @@ class Prompts:
             prompt = await self._chat(request, sampling, tools)
         return self._prepared(prompt, request, sampling)
 
-    async def prepare_completion(self, request: CompletionRequest, sampling: Sampling) -> Prepared:
-        """Prepare a text or token ids; `sampling` replaces the request's own. Raises as
-        `completion`.
+    async def prepare_completion(
+        self, request: CompletionRequest, sampling: Sampling, shown: Shown | None = None
+    ) -> Prepared:
+        """Prepare a text or token ids, whose head has media where something is `shown`; `sampling`
+        replaces the request's own. Raises as `completion`.
         """
         given = request.prompt_token_ids or request.prompt
-        prompt = await self.completion(
-            given, special_tokens=request.special_tokens, sampling=sampling
-        )
+        if shown is not None:
+            assert isinstance(given, list)
+            prompt = await self.with_media(given, *shown)
+        else:
+            prompt = await self.completion(
+                given, special_tokens=request.special_tokens, sampling=sampling
+            )
         return self._prepared(prompt, request, sampling)
 
     def _prepared(
@@ -265,9 +282,9 @@ class Prompts:
             media = {name: extra[name] for name in _FOR_MEDIA if name in extra}
             params = self._chat_params(request.chat_template, kwargs, tools, **media)
             if at_once:
-                _, (prompt,) = self._renderer.render_chat([messages], params)
+                prompt = self._rendered(messages, params)
             else:
-                tokenizing = _cut(self._renderer.default_chat_tok_params, sampling)
+                tokenizing = _cut(self._chat_tokens, sampling)
                 extras = {name: extra[name] for name in _FOR_MEDIA[:1] if name in extra}
                 _, (prompt,) = await self._renderer.render_chat_async(
                     [messages], params, tokenizing, prompt_extras=extras
@@ -276,6 +293,11 @@ class Prompts:
             if request.continue_final_message and "continue_final_message" in str(error):
                 raise RequestError(CHANGED, param="continue_final_message") from error
             raise self._too_long(error) or error from None
+        return prompt
+
+    def _rendered(self, messages: list[Message], params: Any) -> Any:
+        """The engine input of a conversation that is rendered at once."""
+        _, (prompt,) = self._renderer.render_chat([messages], params, self._chat_tokens)
         return prompt
 
     async def completion(
@@ -311,6 +333,38 @@ class Prompts:
                 (made,) = await self._renderer.render_cmpl_async([given], params)
         except Exception as error:
             raise self._too_long(error) or error from None
+        return made
+
+    async def written(self, request: ChatRequest) -> tuple[str, dict[str, Any]]:
+        """The text of a conversation, and what else its prompt has: its media. Raises
+        `UnsupportedError`, and vLLM's errors.
+        """
+        messages, _, kwargs = self._for_template(request, None)
+        params = self._chat_params(request.chat_template, kwargs, None)
+        _, prompt = await self._renderer.render_messages_async(messages, params)
+        media = dict(prompt)
+        if not isinstance(text := media.pop("prompt", None), str):
+            why = "the vllm engine makes no decisions where conversations are written as tokens"
+            raise UnsupportedError(why, param="messages")
+        return text, media
+
+    async def with_media(self, ids: list[int], media: Mapping[str, Any], head: int) -> Any:
+        """The engine input of token ids, of which so many are a `head` with `media`. In the others
+        no mark stands for any. Passes on vLLM's errors, but raises `RequestError`.
+
+        Each prompt brings the media to vLLM's renderer, though they are the same: by that its cache
+        knows what the engine's has, and nothing is decoded twice.
+        """
+        self.check_ids(ids, "prompt")
+        given = {"prompt_token_ids": ids[:head], **media}
+        try:
+            (made,) = await self._renderer.render_cmpl_async([given], self._chat_tokens)
+        except Exception as error:
+            raise self._too_long(error) or error from None
+        if made["type"] != "multimodal":
+            why = "the vllm engine makes no decisions by a model with an encoder for prompts"
+            raise UnsupportedError(why, param="messages")
+        made["prompt_token_ids"] = [*made["prompt_token_ids"], *ids[head:]]
         return made
 
     def _template_of_texts(self) -> ChatTemplate | None:

@@ -1,23 +1,13 @@
-"""Translates without vLLM: plain text into token ids, vLLM's outputs into deltas, and decisions
-into requests for one token at each place where labels part.
-"""
+"""Translates without vLLM: plain text into token ids, and vLLM's outputs into deltas."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from penstock.engines.decisions.prompts import RequestTexts
-from penstock.engines.decisions.tokens import Encode, tokenized
-from penstock.engines.decisions.trie import Path, Shares, shares
-from penstock.engines.side_by_side import all_of
-from penstock.engines.tasks import Tasks, generated
 from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.errors import EngineError, RequestError
-from penstock.openai.responses import Answers
 from penstock.types import (
-    CompletionRequest,
-    DecideRequest,
     Delta,
     FinishReason,
     Message,
@@ -235,53 +225,3 @@ class DeltaMaker:
 def _usage(output: Any, count: int) -> Usage:
     prompt = len(output.prompt_token_ids or ()) + len(output.encoder_prompt_token_ids or ())
     return Usage(prompt, count, output.num_cached_tokens or 0)
-
-
-MOST_IDS = 128
-"""Tokens whose log probabilities vLLM gives in one request."""
-MOST_AT_ONCE = 64
-"""Requests of one request for decisions that run at once: it may need 100,000."""
-
-
-async def generated_shares(
-    model: Tasks, texts: RequestTexts, request: DecideRequest, encode: Encode
-) -> tuple[list[Shares], Usage]:
-    """The shares of each branch's labels. `model` honours `logprob_token_ids`. Its prefix cache
-    shares the input: the first request computes it, the others follow.
-    """
-    read = tokenized(texts, request.questions, encode)
-    cached = 0
-
-    async def ask(number: int, place: Path, tokens: Sequence[int]) -> list[float]:
-        nonlocal cached
-        extra = {"logprob_token_ids": list(tokens)}
-        sampling = Sampling(max_tokens=1, temperature=0.0, logprobs=0, extra=extra)
-        prompt = [*read.ids, *read.branches[number].stem, *place]
-        completion = CompletionRequest(
-            prompt, sampling, adapter=request.adapter, stream=False, prompt_token_ids=prompt
-        )
-        answers = await Answers.of(generated(model, completion))
-        cached = max(cached, answers.usage.cached_tokens)
-        (first,) = answers.logprobs[0]
-        known = dict(zip(first.top_ids, (value for _, value in first.top), strict=True))
-        return [known[token] for token in tokens]
-
-    asked = [
-        (number, place, parting[start : start + MOST_IDS])
-        for number, branch in enumerate(read.branches)
-        for place, parting in branch.trie.parting.items()
-        for start in range(0, len(parting), MOST_IDS)
-    ]
-    found = [await ask(*asked[0]), *([] for _ in asked[1:])]
-    left = iter(range(1, len(asked)))
-
-    async def ask_on() -> None:
-        for one in left:
-            found[one] = await ask(*asked[one])
-
-    await all_of(ask_on() for _ in asked[1 : MOST_AT_ONCE + 1])
-    known: list[dict[Path, list[float]]] = [{} for _ in read.branches]
-    for (number, place, _), values in zip(asked, found, strict=True):
-        known[number].setdefault(place, []).extend(values)
-    each = [shares(branch.trie, one) for branch, one in zip(read.branches, known, strict=True)]
-    return each, Usage(read.size, 0, min(cached, len(read.ids)))
