@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from penstock.config import Options, import_object, masked, parse_options
+from penstock.config import Options, import_object, masked, parse_options, read_yaml
 from penstock.errors import ConfigError
 from penstock.llm_config import (
     AcceleratorConfig,
@@ -14,7 +14,7 @@ from penstock.llm_config import (
     LoraConfig,
     ModelLoadingConfig,
 )
-from penstock.serve.config.settings import BatchSettings
+from penstock.serve.config.settings import BatchSettings, HttpSettings
 
 
 def config(**fields: Any) -> LLMConfig:
@@ -211,6 +211,62 @@ def test_secrets_show_in_no_repr_and_no_error():
     assert masked({"hub-token": "sesame", "stop_token_ids": [1]}) == {
         "hub-token": "***",
         "stop_token_ids": [1],
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"api_keys": "sesame"},
+        {"admin_keys": {"sesame": 1}},
+        {"api_keys": [["sesame"]]},
+        {"batches": {"path": "b", "webhooks": [{"url": "http://x", "secret": ["sesame"]}]}},
+    ],
+)
+def test_an_error_does_not_repeat_a_secret_of_a_wrong_type(wrong):
+    with pytest.raises(ConfigError) as caught:
+        parse_options(HttpSettings, wrong, "http")
+    assert "got '***'" in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+def test_an_error_repeats_the_beginning_of_a_long_value():
+    with pytest.raises(ConfigError, match="must be a boolean, got 'yyy") as caught:
+        parse_options(HttpSettings, {"dev": "y" * 100_000}, "http")
+    assert len(str(caught.value)) < 400
+    with pytest.raises(ConfigError, match="there is no 'yyy") as caught:
+        parse_options(AutoscalingConfig, {"aggregation_function": "y" * 100_000})
+    assert len(str(caught.value)) < 400
+
+
+def test_a_set_in_yaml_is_checked_as_a_list():
+    with pytest.raises(ConfigError, match=r"http.cors_origins\[0\]: must be text, got None"):
+        parse_options(HttpSettings, {"cors_origins": {None}}, "http")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("a.yaml", "a: 1\nb: {c: 1, d: 2, c: 3}\n", "'c' stands twice in one mapping: line 2"),
+        ("a.yaml", "a: 1\n'a': 2\n", "'a' stands twice in one mapping: line 2"),
+        ("a.json", '{"a": {"b": 1, "b": 2}}', "'b' stands twice in one object"),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path, name, text, place):
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=place):
+        read_yaml(file)
+
+
+def test_a_merge_may_repeat_a_key(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "x: {y: {base: &b {<<: &a {n: 1, m: 1}, n: 2}}, other: {<<: *b, n: 3}}\nz: [*a, *b]\n"
+    )
+    assert read_yaml(file) == {
+        "x": {"y": {"base": {"n": 2, "m": 1}}, "other": {"n": 3, "m": 1}},
+        "z": [{"n": 1, "m": 1}, {"n": 2, "m": 1}],
     }
 
 
