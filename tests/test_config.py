@@ -331,3 +331,31 @@ def test_secrets_in_urls_are_hidden():
     assert masked(url) == "https://***@host/v1?api_key=***&page=2&access-token=***#key"
     assert masked({"url": "http://host/?key="}) == {"url": "http://host/?key="}
     assert masked("no url: ?key=value") == "no url: ?key=value"
+
+
+@pytest.mark.parametrize(
+    ("deployment", "why"),
+    [
+        ({"ray_actor_options": {"memory": "x"}}, "memory: must be a number or null, got 'x'"),
+        ({"ray_actor_options": {"memory": -1}}, "memory: must be at least 0, got -1"),
+        ({"ray_actor_options": {"memroy": 1}}, "unknown key 'memroy'. Did you mean 'memory'"),
+        ({"ray_actor_options": {"resources": {"a": "1"}}}, "resources.a: must be a number"),
+        (
+            {"request_router_config": {"request_router_clas": "prefix_aware"}},
+            "Did you mean 'request_router_class'",
+        ),
+        ({"num_replicas": 10**9}, "num_replicas: must be at most 10000, got 1000000000"),
+        ({"autoscaling_config": {"max_replicas": 2**70}}, "max_replicas: must be at most 10000"),
+        ({"autoscaling_config": {"max_replicas": 0}}, "max_replicas: must be at least 1"),
+    ],
+)
+def test_mistakes_in_a_deployment_are_told_before_a_start(deployment, why):
+    with pytest.raises(ConfigError) as caught:
+        config(deployment_config=deployment)
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [{"model_id": "a\nb"}, {"model_id": "a", "aliases": ["\0"]}])
+def test_a_name_with_control_characters_is_refused(names):
+    with pytest.raises(ConfigError, match="model_id: must be printable characters alone, got"):
+        config(model_loading_config=names)
