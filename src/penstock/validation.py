@@ -168,7 +168,9 @@ def _search_inside(kind: Any, value: Any, place: str, near: str) -> Mismatch | N
         number = near.removeprefix(f"{place}[").partition("]")[0]
         parts = (
             [(kind.item_type, value[int(number)], f"[{number}]")]
-            if near.startswith(f"{place}[") and number.isdecimal()
+            if isinstance(value, list | tuple)  # a set has no places
+            and near.startswith(f"{place}[")
+            and number.isdecimal()
             else (
                 (kind.item_type, item, f"[{n}]") for n, item in enumerate(islice(value, _SEARCHED))
             )
