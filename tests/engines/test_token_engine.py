@@ -223,6 +223,23 @@ async def test_the_tokens_of_thoughts_are_counted(off, answer, count):
     assert {usage.completion_tokens for usage in usages} == {len(answer)}
 
 
+async def test_choices_of_neighbouring_seeds_are_others():
+    engine = SimulatedEngine()
+    await engine.start()
+
+    async def answers(seed, n):
+        request = ChatRequest(ASK, Sampling(temperature=1.0, seed=seed, max_tokens=16), n=n)
+        texts = [""] * n
+        async for delta in engine.chat(request):
+            texts[delta.index] += delta.text
+        return texts
+
+    drawn = [text for seed in range(-1, 3) for text in await answers(seed, 3)]
+    assert len(set(drawn)) == 12
+    assert drawn[:3] == await answers(-1, 3)
+    assert drawn[0::3] == [text for seed in range(-1, 3) for text in await answers(seed, 1)]
+
+
 async def test_tools_that_stand_in_the_prompt_as_text_are_called_in_its_form():
     answer = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
     engine = scripted("{% for m in messages %}{{ m['content'] }}{% endfor %}[TOOL_CALLS]", answer)

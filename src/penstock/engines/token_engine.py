@@ -27,6 +27,7 @@ from penstock.engines.sampling import (
     check_sampling,
     check_token_ids,
     prompt_sampling,
+    seed_of_choice,
     with_seed,
 )
 from penstock.engines.tasks import Batches, mapped, merged
@@ -350,7 +351,8 @@ class TokenEngine(LLMEngine):
         seed = request.sampling.seed
         first = random.getrandbits(31) if seed is None else seed
         samplings = (
-            structs.replace(request.sampling, seed=(first + index) % 2**31) for index in range(n)
+            structs.replace(request.sampling, seed=seed_of_choice(first, index))
+            for index in range(n)
         )
         return merged(
             [self.continue_prompt(structs.replace(request, sampling=s)) for s in samplings]
