@@ -51,10 +51,6 @@ _SECRET_WORDS = frozenset(
 )
 _PLACE = re.compile(r" - at `\$\.([^`]+)`\Z")
 """Where msgspec says that a structure was refused."""
-_KEYS = re.compile(r"_keys(?![a-z_])")
-"""Fields that hold several secrets. `masked` leaves them: a processor's keys may be columns."""
-_SHOWN = 200
-"""Characters of a wrong value that an error repeats."""
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
 
@@ -74,7 +70,7 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     try:
         return _convert(given, options, where)
     except msgspec.ValidationError:
-        from penstock.validation import loosened, mismatch  # imported only for an error
+        from penstock.validation import loosened, mismatch, shown  # imported only for an error
 
         if issubclass(options, Options):
             given = loosened(options, given)
@@ -84,20 +80,12 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
         field = _dotted_path(where, place)
         if choices and isinstance(value, str):
             raise ConfigError(
-                f"there is no {_shown(value, place)}",
+                f"there is no {shown(value, place)}",
                 field=field,
                 value=value,
                 hint=nearest(value, choices),
             ) from None
-        raise ConfigError(f"{why}, got {_shown(value, place)}", field=field, value=value) from None
-
-
-def _shown(value: Any, place: str) -> str:
-    """What an error says of a value at the path `place`: its beginning, and nothing of a secret."""
-    if value is not None and (tells_a_secret(place) or _KEYS.search(place)):
-        return repr(MASK)
-    text = repr(masked(value, place))
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        raise ConfigError(f"{why}, got {shown(value, place)}", field=field, value=value) from None
 
 
 def _convert(given: Mapping[str, Any], options: type[T], where: str) -> T:

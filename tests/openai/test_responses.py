@@ -1,5 +1,5 @@
-from penstock.openai.responses import StreamUsage, subtitles, verbose_transcription
-from penstock.types import Delta, Transcription, TranscriptionSegment, Usage
+from penstock.openai.responses import subtitles, verbose_transcription
+from penstock.types import Transcription, TranscriptionSegment
 
 SEGMENTS = (
     TranscriptionSegment(0.0, 1.5, "One --> two"),
@@ -27,12 +27,3 @@ def test_verbose_json_tells_what_is_known():
     assert (body["text"], body["language"], body["duration"]) == ("text", "de", 9.0)
     assert body["segments"][0] == {"id": 0, "start": 0.0, "end": 1.5, "text": "One --> two"}
     assert verbose_transcription(Transcription("text"), SEGMENTS)["duration"] == SEGMENTS[1].end
-
-
-def test_the_usage_of_a_stream_that_breaks_off():
-    usage = StreamUsage(2)
-    assert usage.take([Delta(0, "a", (1,), usage=Usage(5)), Delta(1, "b", (1, 2))]) == 0
-    assert usage.take([Delta(0, "c", (3,), finish_reason="stop", usage=Usage(5, 2))]) == 1
-    assert usage.take([Delta(1, chunks=(b"{}", b"{}")), Delta(1, "text without ids")]) == 0
-    assert usage.end() == Usage(5, 2 + 5)
-    assert StreamUsage(1).end() == Usage()

@@ -13,7 +13,7 @@ from penstock.engines.side_by_side import all_of
 from penstock.engines.tasks import Batches
 from penstock.errors import ClientGoneError
 from penstock.openai.framing import Framer
-from penstock.openai.responses import Answers, StreamUsage
+from penstock.openai.responses import Answers, UsageTotal
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import Exchange
 from penstock.types import Delta, Usage
@@ -23,6 +23,40 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # asks nginx not to buffer events
 ]
+
+
+class StreamUsage(UsageTotal):
+    """The usage of a stream that may break off. Answers without an end count with the tokens that
+    came, or the pieces where an engine gives no ids.
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._prompts: dict[int, Usage] = {}
+        self._tokens: dict[int, int] = {}
+
+    def take(self, batch: Sequence[Delta]) -> int:
+        """Count deltas. Returns how many answers end with them."""
+        tokens, ended = self._tokens, 0
+        for delta in batch:
+            index = delta.index
+            if delta.finish_reason is not None:
+                ended += 1
+                tokens.pop(index, None)
+                self.add(delta)
+                continue
+            if delta.usage is not None:
+                self._prompts[index] = delta.usage
+            came = len(delta.token_ids) or len(delta.chunks) or bool(delta.text)
+            tokens[index] = tokens.get(index, 0) + came
+        return ended
+
+    def end(self) -> Usage:
+        """The usage when no more deltas come."""
+        for index, count in self._tokens.items():
+            known = self._prompts.get(index, Usage())
+            self._usages.append((index, known + Usage(completion_tokens=count)))
+        return self.usage
 
 
 class EventStream(Response):

@@ -36,13 +36,14 @@ from penstock.errors import (
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, Change
 from penstock.llm_config import LLMConfig
 from penstock.observability import request_id, span
-from penstock.openai.responses import StreamUsage, error_body
+from penstock.openai.responses import error_body
 from penstock.serve.api.endpoints import control
 from penstock.serve.api.exchange import Exchange, IngressState, log_access, note_on_span
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import too_large
 from penstock.serve.api.routes import Endpoint
+from penstock.serve.api.sse import StreamUsage
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, listen
