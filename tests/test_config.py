@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from penstock.config import Options, import_object, masked, parse_options
+from penstock.config import Options, import_object, masked, parse_options, read_yaml
 from penstock.errors import ConfigError
 from penstock.llm_config import (
     AcceleratorConfig,
@@ -14,7 +14,7 @@ from penstock.llm_config import (
     LoraConfig,
     ModelLoadingConfig,
 )
-from penstock.serve.config.settings import BatchSettings
+from penstock.serve.config.settings import BatchSettings, HttpSettings
 
 
 def config(**fields: Any) -> LLMConfig:
@@ -214,6 +214,62 @@ def test_secrets_show_in_no_repr_and_no_error():
     }
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"api_keys": "sesame"},
+        {"admin_keys": {"sesame": 1}},
+        {"api_keys": [["sesame"]]},
+        {"batches": {"path": "b", "webhooks": [{"url": "http://x", "secret": ["sesame"]}]}},
+    ],
+)
+def test_an_error_does_not_repeat_a_secret_of_a_wrong_type(wrong):
+    with pytest.raises(ConfigError) as caught:
+        parse_options(HttpSettings, wrong, "http")
+    assert "got '***'" in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+def test_an_error_repeats_the_beginning_of_a_long_value():
+    with pytest.raises(ConfigError, match="must be a boolean, got 'yyy") as caught:
+        parse_options(HttpSettings, {"dev": "y" * 100_000}, "http")
+    assert len(str(caught.value)) < 400
+    with pytest.raises(ConfigError, match="there is no 'yyy") as caught:
+        parse_options(AutoscalingConfig, {"aggregation_function": "y" * 100_000})
+    assert len(str(caught.value)) < 400
+
+
+def test_a_set_in_yaml_is_checked_as_a_list():
+    with pytest.raises(ConfigError, match=r"http.cors_origins\[0\]: must be text, got None"):
+        parse_options(HttpSettings, {"cors_origins": {None}}, "http")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("a.yaml", "a: 1\nb: {c: 1, d: 2, c: 3}\n", "'c' stands twice in one mapping: line 2"),
+        ("a.yaml", "a: 1\n'a': 2\n", "'a' stands twice in one mapping: line 2"),
+        ("a.json", '{"a": {"b": 1, "b": 2}}', "'b' stands twice in one object"),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path, name, text, place):
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=place):
+        read_yaml(file)
+
+
+def test_a_merge_may_repeat_a_key(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "x: {y: {base: &b {<<: &a {n: 1, m: 1}, n: 2}}, other: {<<: *b, n: 3}}\nz: [*a, *b]\n"
+    )
+    assert read_yaml(file) == {
+        "x": {"y": {"base": {"n": 2, "m": 1}}, "other": {"n": 3, "m": 1}},
+        "z": [{"n": 1, "m": 1}, {"n": 2, "m": 1}],
+    }
+
+
 def test_a_bucket_is_a_source_as_a_url_and_as_a_mirror():
     for source in ("s3://b/m", {"bucket_uri": "s3://b/m"}):
         one = config(model_loading_config={"model_id": "m", "model_source": source})
@@ -275,3 +331,31 @@ def test_secrets_in_urls_are_hidden():
     assert masked(url) == "https://***@host/v1?api_key=***&page=2&access-token=***#key"
     assert masked({"url": "http://host/?key="}) == {"url": "http://host/?key="}
     assert masked("no url: ?key=value") == "no url: ?key=value"
+
+
+@pytest.mark.parametrize(
+    ("deployment", "why"),
+    [
+        ({"ray_actor_options": {"memory": "x"}}, "memory: must be a number or null, got 'x'"),
+        ({"ray_actor_options": {"memory": -1}}, "memory: must be at least 0, got -1"),
+        ({"ray_actor_options": {"memroy": 1}}, "unknown key 'memroy'. Did you mean 'memory'"),
+        ({"ray_actor_options": {"resources": {"a": "1"}}}, "resources.a: must be a number"),
+        (
+            {"request_router_config": {"request_router_clas": "prefix_aware"}},
+            "Did you mean 'request_router_class'",
+        ),
+        ({"num_replicas": 10**9}, "num_replicas: must be at most 10000, got 1000000000"),
+        ({"autoscaling_config": {"max_replicas": 2**70}}, "max_replicas: must be at most 10000"),
+        ({"autoscaling_config": {"max_replicas": 0}}, "max_replicas: must be at least 1"),
+    ],
+)
+def test_mistakes_in_a_deployment_are_told_before_a_start(deployment, why):
+    with pytest.raises(ConfigError) as caught:
+        config(deployment_config=deployment)
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [{"model_id": "a\nb"}, {"model_id": "a", "aliases": ["\0"]}])
+def test_a_name_with_control_characters_is_refused(names):
+    with pytest.raises(ConfigError, match="model_id: must be printable characters alone, got"):
+        config(model_loading_config=names)

@@ -27,7 +27,7 @@ from typing import Any
 
 import penstock
 from penstock.engines.base import Capabilities
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.types import CompletionRequest, Delta, Usage
 

@@ -21,7 +21,14 @@ from msgspec import Meta
 
 from penstock import lazy
 from penstock.errors import ConfigError, nearest
-from penstock.parsing import TOO_DEEP, decode_json, decode_text, is_too_deep, read_file
+from penstock.parsing import (
+    TOO_DEEP,
+    decode_json,
+    decode_text,
+    is_too_deep,
+    read_file,
+    repeated_key,
+)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -42,6 +49,8 @@ _SECRET_WORDS = frozenset(
         *("password", "secret", "sig", "signature", "token"),
     )
 )
+_PLACE = re.compile(r" - at `\$\.([^`]+)`\Z")
+"""Where msgspec says that a structure was refused."""
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
 
@@ -59,33 +68,45 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     _check_keys(options, given, where)
     _check_plain(given, where)
     try:
-        return _convert(given, options)
+        return _convert(given, options, where)
     except msgspec.ValidationError:
-        from penstock.validation import loosened, mismatch  # imported only for an error
+        from penstock.validation import loosened, mismatch, shown  # imported only for an error
 
         if issubclass(options, Options):
             given = loosened(options, given)
             with contextlib.suppress(msgspec.ValidationError):
-                return _convert(given, options)
+                return _convert(given, options, where)
         place, why, value, choices = mismatch(options, given)
         field = _dotted_path(where, place)
         if choices and isinstance(value, str):
             raise ConfigError(
-                f"there is no '{value}'", field=field, value=value, hint=nearest(value, choices)
+                f"there is no {shown(value, place)}",
+                field=field,
+                value=value,
+                hint=nearest(value, choices),
             ) from None
-        raise ConfigError(
-            f"{why}, got {masked(value, place)!r}", field=field, value=value
-        ) from None
+        raise ConfigError(f"{why}, got {shown(value, place)}", field=field, value=value) from None
 
 
-def _convert(given: Mapping[str, Any], options: type[T]) -> T:
+def _convert(given: Mapping[str, Any], options: type[T], where: str) -> T:
     """Raises `ConfigError` for a check of ours, `msgspec.ValidationError` for a wrong type."""
     try:
         return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ConfigError):  # it is a ValueError
-            raise error.__cause__ from None
-        raise
+        ours = error.__cause__
+        if not isinstance(ours, ConfigError):  # it is a ValueError
+            raise
+        if place := _PLACE.search(str(error)):
+            _put_inside(ours, place[1], where)
+        raise ours from None
+
+
+def _put_inside(error: ConfigError, place: str, where: str) -> None:
+    """Complete the field of an error of a structure that lies at `place`. Some name it whole."""
+    if error.field and not f"{error.field}.".startswith(f"{place}."):
+        inside = _dotted_path(where, place)
+        error.args = (f"{inside}.{error}",)
+        error.field = f"{inside}.{error.field}"
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -131,9 +152,12 @@ def read_yaml(file: Path) -> Any:
         raise ConfigError(f"{file} cannot be read: {why}") from None
     if file.suffix == ".json":  # whose escapes YAML reads otherwise
         try:
-            return decode_json(text)
+            content = decode_json(text)
         except ValueError as error:
             raise ConfigError(f"{file} is not valid JSON: {error}") from None
+        if (name := repeated_key(text.encode())) is not None:
+            raise ConfigError(f"{file}: the key '{name}' stands twice in one object")
+        return content
     try:
         return _load_yaml(yaml, text, str(file))
     except yaml.YAMLError as error:
@@ -143,14 +167,30 @@ def read_yaml(file: Path) -> Any:
 
 
 def _load_yaml(yaml: Any, given: Any, name: str) -> Any:
-    """The content of a YAML text or open file. Raises `ConfigError`; passes on `YAMLError`, and
-    errors of reading the file.
+    """The content of a YAML text or open file. Raises `ConfigError`, also for a key that stands
+    twice, of which YAML would keep the last; passes on `YAMLError`, and errors of reading the file.
     """
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        # Checked before merges ("<<"), which may repeat a key.
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                    continue
+                if (key.tag, key.value) in seen:
+                    raise ConfigError(
+                        f"{name}: the key '{key.value}' stands twice in one mapping:"
+                        f" line {key.start_mark.line + 1}"
+                    )
+                seen.add((key.tag, key.value))
+            return node
+
     try:
-        content = yaml.safe_load(given)
+        content = yaml.load(given, Loader=Loader)
     except RecursionError:
         raise ConfigError(f"{name} cannot be read: {TOO_DEEP}") from None
-    except (yaml.YAMLError, OSError, UnicodeError):
+    except (yaml.YAMLError, ConfigError, OSError, UnicodeError):
         raise
     except Exception:  # of several kinds, for values that do not match their form or tag
         raise ConfigError(
@@ -204,6 +244,10 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
             new = getattr(checked, name)
             if name in changes or new != old:
                 msgspec.structs.force_setattr(self, name, new)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The fields as pairs of name and value, for `dict()`."""
+        return iter([(name, getattr(self, name)) for name in self.__struct_fields__])
 
     def __repr__(self) -> str:
         """Only fields that differ from their defaults, with secrets masked."""

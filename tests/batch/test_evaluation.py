@@ -1,5 +1,8 @@
 import json
+import math
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from penstock.batch.evaluation import Evaluation, aevaluate, compared, load
@@ -94,6 +97,8 @@ async def test_exact_answers(make_engine):
         ('{"a": 1}', {"a": 1, "b": None}, False),
         ("[1,2]", [1, 2], True),
         ("1.0", "1", False),
+        ("true", np.True_, True),
+        ("1.0", np.int64(1), True),
         ("no JSON", [1], False),
     ],
 )
@@ -104,6 +109,13 @@ async def test_values_that_are_no_text_are_compared_as_json(make_engine, answer,
     assert found.scores == [float(right)]
 
 
+async def test_nothing_is_drawn(make_engine):  # so the command needs no seed, as its help says
+    engine = make_engine()
+    await aevaluate([{"q": "a", "is": "A"}], expected="is", prompt="{q}", engine=engine)
+    await aevaluate([{"q": "a"}], "schema", schema={}, prompt="{q}", engine=engine)
+    assert [request.sampling.is_deterministic for request in engine.requests] == [True, True]
+
+
 async def test_rows_whose_label_is_no_option_have_no_score():
     options = {"prompt": "{q}", "choices": "a,b", "model": "simulated"}
     rows = [{"q": "x", "is": label} for label in ("a", None, "A", "b")]
@@ -111,6 +123,20 @@ async def test_rows_whose_label_is_no_option_have_no_score():
     assert (len(found.scores), found.unlabelled) == (2, 2)
     with pytest.raises(InputError, match="no row has a label of the question 'choice' in the col"):
         await aevaluate(rows[1:3], "choice", expected="is", **options)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, pd.NA, pd.NaT, np.float32("nan"), "", " "])
+async def test_a_label_that_is_missing_is_not_a_wrong_answer(make_engine, missing):
+    rows = [{"q": "a", "is": "A"}, {"q": "b", "is": missing}]
+    found = await aevaluate(rows, "exact", expected="is", prompt="{q}", engine=make_engine())
+    assert (found.scores, found.unlabelled) == ([1.0], 1)
+
+
+async def test_an_empty_cell_of_a_csv_file_is_no_label(make_engine, tmp_path):
+    (tmp_path / "in.csv").write_text("q,is\na,A\nb,\n")
+    options = {"expected": "is", "prompt": "{q}", "engine": make_engine()}
+    found = await aevaluate(tmp_path / "in.csv", "exact", **options)
+    assert (found.scores, found.unlabelled) == ([1.0], 1)
 
 
 async def test_answers_that_follow_a_schema(make_engine):

@@ -48,6 +48,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_row_is_asked(run, 
     assert f"output: {tmp_path} cannot be written: it is a directory" in str(ended.exception)
 
 
+def test_the_help_says_why_there_is_no_seed():
+    shown = CliRunner().invoke(evaluate, ["--help"]).output
+    assert "Nothing is drawn at random" in shown
+    assert "--temperature" not in shown
+
+
 def test_json_has_the_mean_and_its_interval(run):
     ended = run(Evaluation("exact", [1.0, 0.0]), "--json")
     found = json.loads(ended.output)

@@ -179,6 +179,19 @@ async def test_mistakes_are_told_as_ever(client_of):
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "temperature")
 
 
+class Full(Exception):
+    status_code = 507
+
+
+async def test_an_error_of_ones_own_has_the_status_that_it_tells(client_of):
+    class Own(OpenAiIngress):
+        async def chat(self, body, request):
+            raise Full("no room")
+
+    reply = await client_of(Own).post("/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.json()["error"]["message"]) == (507, "no room")
+
+
 async def test_its_lifespan_is_fastapis():
     app = made_ingress(
         {"ingress_cls": Guarded},

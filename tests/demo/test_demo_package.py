@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from penstock import demo
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.templates.chat_template import ChatTemplate
 
 LABELS = {
     "category": "billing",

@@ -10,8 +10,8 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from penstock.engines.base import Capabilities
-from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import ConfigError, UnsupportedError
 from penstock.types import (
@@ -221,6 +221,23 @@ async def test_the_tokens_of_thoughts_are_counted(off, answer, count):
     usages = [d.usage or Usage() async for d in engine.chat(request) if d.finish_reason]
     assert [usage.reasoning_tokens for usage in usages] == [count, count]
     assert {usage.completion_tokens for usage in usages} == {len(answer)}
+
+
+async def test_choices_of_neighbouring_seeds_are_others():
+    engine = SimulatedEngine()
+    await engine.start()
+
+    async def answers(seed, n):
+        request = ChatRequest(ASK, Sampling(temperature=1.0, seed=seed, max_tokens=16), n=n)
+        texts = [""] * n
+        async for delta in engine.chat(request):
+            texts[delta.index] += delta.text
+        return texts
+
+    drawn = [text for seed in range(-1, 3) for text in await answers(seed, 3)]
+    assert len(set(drawn)) == 12
+    assert drawn[:3] == await answers(-1, 3)
+    assert drawn[0::3] == [text for seed in range(-1, 3) for text in await answers(seed, 1)]
 
 
 async def test_tools_that_stand_in_the_prompt_as_text_are_called_in_its_form():

@@ -86,6 +86,22 @@ def test_items_are_dicts_to_their_users():
     assert {"num_replicas": 1, "name": "x"} | deployment == {"num_replicas": 2, "name": "x"}
 
 
+def test_items_equal_a_dict_of_them():
+    given = {"autoscaling_config": {"min_replicas": 1}}
+    deployment = config(deployment_config=given).deployment_config
+    assert deployment == given
+    assert given == deployment
+    assert deployment == deployment.model_dump() == deployment.model_copy()
+    for other in ({}, {"autoscaling_config": {"min_replicas": 2}}, {"nonsense": 1}, None):
+        assert deployment != other
+
+
+def test_the_fields_are_pairs():
+    one = config()
+    assert dict(one)["model_loading_config"] is one.model_loading_config
+    assert [name for name, _ in one] == list(one.model_dump())
+
+
 def test_callbacks_can_be_set_later():
     one = config()
     assert one.callback_config is not None

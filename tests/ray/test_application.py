@@ -586,6 +586,8 @@ def test_options_of_a_deployment() -> None:
         build_openai_app(
             {"llm_configs": [model("m")], "ingress_deployment_config": {"num_replica": 2}}
         )
+    with pytest.raises(ConfigError, match=r"http\.engine_app: is for the local runtime"):
+        build_openai_app({"llm_configs": [model("m")], "http": {"engine_app": "/engine"}})
     for name in ("bind_kwargs", "deployment_kwargs"):
         given: dict[str, Any] = {name: {"host": "127.0.0.1"}}
         assert (

@@ -15,7 +15,13 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch import structured
-from penstock.batch.decisions.questions import as_name, option_names, option_of_label, questions_of
+from penstock.batch.decisions.questions import (
+    as_name,
+    label_of,
+    option_names,
+    option_of_label,
+    questions_of,
+)
 from penstock.batch.decisions.thresholds import binomial_at_most
 from penstock.batch.job.job import Job, answered_rows
 from penstock.batch.write.state_files import writing
@@ -196,17 +202,19 @@ async def aevaluate(
         return Evaluation(form, scores, _failed(asked), columns=_digests(asked))
     assert expected is not None
     asked = await _rows(source, options, [("expected", expected)])
-    rows = [row for row in asked if _is_usable(question, row.get(expected))]
-    if not rows:
+    labelled = [(row, label_of(row.get(expected))) for row in asked]
+    labelled = [(row, label) for row, label in labelled if _is_usable(question, label)]
+    if not labelled:
         what = "" if question is None else f" of the question '{question.name}'"
         raise InputError(f"no row has a label{what} in the column '{expected}'")
     marks = [
-        _is_expected(row[f"{_PREFIX}response"], row[expected])
+        _is_expected(row[f"{_PREFIX}response"], label)
         if question is None
-        else _is_likeliest(question, row, row[expected])
-        for row in rows
+        else _is_likeliest(question, row, label)
+        for row, label in labelled
     ]
-    labels = _digest([as_name(row[expected]) for row in rows])
+    rows = [row for row, _ in labelled]
+    labels = _digest([as_name(label) for _, label in labelled])
     scores, left = [float(mark) for mark in marks], len(asked) - len(rows)
     return Evaluation(form, scores, _failed(rows), left, labels, _digests(rows))
 

@@ -251,6 +251,7 @@ class Flow:
         failure = prepare(self._form, row)
         self._rows_inside += 1
         self._bytes_inside += row.nbytes
+        self._counts.blank += row.blank and failure is None
         if self._keys is not None:
             self._keys.mark(row)
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None

@@ -304,6 +304,7 @@ def _numbers(state: str, counts: Counts, seen: Observed) -> list[tuple[str, str]
         for name, count in (
             ("Left out by the filter", counts.left_out),
             ("From an earlier run", counts.resumed),
+            ("With all columns of the prompt empty", counts.blank),
             ("Kept from the earlier input", counts.kept),
             ("From the cache", counts.from_cache),
             ("From an equal request", counts.deduplicated),

@@ -65,7 +65,9 @@ def evaluate(
     **options: Any,
 ) -> None:
     """Ask the rows of INPUT and score each from 0 to 1. Prints the mean with its 95 % confidence
-    interval, and with --against the difference from earlier scores of the same rows.
+    interval, and with --against the difference from earlier scores of the same rows. Nothing is
+    drawn at random, so there is no seed: answers are the likeliest tokens, and intervals come from
+    formulas. --deterministic keeps even the rounding of the engine out of a comparison.
     """
     import asyncio
 

@@ -360,6 +360,15 @@ def with_seed(request: Request) -> Request:
     return msgspec.structs.replace(request, sampling=sampling)
 
 
+def seed_of_choice(seed: int, index: int) -> int:
+    """The seed of one of several choices: the first has the request's own. No other request's
+    choices have the others', also where its seed is the next one.
+    """
+    if index == 0:
+        return seed
+    return int.from_bytes(blake2b(f"{seed} {index}".encode(), digest_size=4).digest(), "big") >> 1
+
+
 class StopStrings:
     """Feed it the text as it is generated; it returns what may be shown.
 

@@ -19,7 +19,6 @@ from msgspec import structs
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.beams import Beams, beams_of
-from penstock.engines.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.engines.decisions.answers import decisions
 from penstock.engines.decisions.checks import check_questions
 from penstock.engines.decisions.prompts import RequestTexts, asked
@@ -28,9 +27,11 @@ from penstock.engines.sampling import (
     check_sampling,
     check_token_ids,
     prompt_sampling,
+    seed_of_choice,
     with_seed,
 )
 from penstock.engines.tasks import Batches, mapped, merged
+from penstock.engines.templates.chat_template import ChatTemplate, takes_tools, template_options
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError, nearest
 from penstock.openai.media.images import Images
 from penstock.openai.media.parts import Videos, seen
@@ -350,7 +351,8 @@ class TokenEngine(LLMEngine):
         seed = request.sampling.seed
         first = random.getrandbits(31) if seed is None else seed
         samplings = (
-            structs.replace(request.sampling, seed=(first + index) % 2**31) for index in range(n)
+            structs.replace(request.sampling, seed=seed_of_choice(first, index))
+            for index in range(n)
         )
         return merged(
             [self.continue_prompt(structs.replace(request, sampling=s)) for s in samplings]

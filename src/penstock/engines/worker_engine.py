@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk.sources import check_adapter
@@ -32,6 +31,7 @@ from penstock.engines.process import (
 )
 from penstock.engines.sampling import check_input_type, check_inputs, check_vectors
 from penstock.engines.tasks import Batches, Mailbox
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
     EngineDeadError,

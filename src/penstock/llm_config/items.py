@@ -14,6 +14,7 @@ class Items(Options, kw_only=True):
     """Options that are a dict to Ray's users: its fields are items, too.
 
     A field that is None is missing; `in` and iteration have those that differ from their defaults.
+    They equal a dict that has those, and others at their defaults.
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -27,6 +28,17 @@ class Items(Options, kw_only=True):
 
     def __contains__(self, name: object) -> bool:
         return name in self.keys()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return super().__eq__(other)
+        names = other.keys()
+        return names <= set(self.__struct_fields__) and all(
+            getattr(self, name) == other.get(name) for name in {*names, *self.keys()}
+        )
+
+    def __ne__(self, other: object) -> bool:  # msgspec's own would not ask `__eq__`
+        return not self == other
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())

@@ -21,6 +21,7 @@ from penstock.llm_config.engine_config import (
     kind_of_bundles,
 )
 from penstock.llm_config.items import Items
+from penstock.llm_config.parts import MOST_REPLICAS, Replicas, check_mappings, check_names
 
 Above = Annotated[float, Meta(gt=0)]
 Bundle = dict[str, Annotated[float, Meta(ge=0)]]
@@ -77,6 +78,9 @@ class ModelLoadingConfig(Options, kw_only=True):
     model_source: str | CloudMirrorConfig | None = None
     tokenizer_source: str | None = None
     aliases: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_names([self.model_id, *self.aliases])
 
     @property
     def mirror(self) -> CloudMirrorConfig | None:
@@ -156,7 +160,7 @@ class AutoscalingConfig(Items, kw_only=True):
 
     min_replicas: Count = 1
     initial_replicas: Count | None = None
-    max_replicas: Positive | None = None
+    max_replicas: Replicas | None = None
     target_ongoing_requests: Above | None = None
     target_num_ongoing_requests_per_replica: Above | None = None
     metrics_interval_s: Seconds | None = None
@@ -200,7 +204,7 @@ class DeploymentConfig(Items, kw_only=True):
     """
 
     name: str | None = None
-    num_replicas: Count | Literal["auto"] | None = None
+    num_replicas: Annotated[int, Meta(ge=0, le=MOST_REPLICAS)] | Literal["auto"] | None = None
     autoscaling_config: AutoscalingConfig | None = None
     max_ongoing_requests: Positive | None = field(default_factory=env.max_ongoing_requests)
     max_queued_requests: Annotated[int, Meta(ge=-1)] | None = None
@@ -237,6 +241,7 @@ class DeploymentConfig(Items, kw_only=True):
                     field=f"deployment_config.{name}",
                     hint="Use placement_group_config.",
                 )
+        check_mappings(self.ray_actor_options, self.request_router_config)
         _ = self.replica_counts  # checked now rather than on first use
 
     @property
@@ -336,8 +341,7 @@ class LLMConfig(Options, kw_only=True):
             force_setattr(self, "accelerator_type", accelerator_name(self.accelerator_type))
         self._check_accelerator()
         self._check_experiments()
-        # Checked now rather than on first use.
-        _ = (
+        _ = (  # checked now rather than on first use
             self.stream_batching_interval_s,
             self.start_timeout_s,
             self.prefill_timeout_s,

@@ -30,7 +30,7 @@ from penstock.serve.config.placement import (
     target_requests,
 )
 from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.config.settings import HttpSettings
+from penstock.serve.config.settings import HttpSettings, check_without_engine
 from penstock.serve.models.data_parallel import DPServer
 from penstock.serve.models.handle import ModelCard
 from penstock.serve.models.local import server_class
@@ -127,6 +127,7 @@ def _is_rays(cls: type) -> bool:
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
+    check_without_engine(args.http)  # now, rather than in a replica that Ray starts again and again
     mark = secrets.token_hex(8)  # so its parts ignore other applications and earlier deployments
     front = args.listen_address if args.front == "replica" else None
     if args.front == "replica" and front is None:

@@ -30,7 +30,7 @@ class PDPrefillServer(LLMServer):
 
     async def prewarm_prefill(self, prefill_request: Any) -> dict[str, Any] | None:
         """Compute one prompt; gives what the decode side would get, None if it fails."""
-        connector = None if self.engine is None else self.engine.connector
+        connector = None if self._engine is None else self._engine.connector
         if connector is None:
             return None
         asked = CompletionRequest(

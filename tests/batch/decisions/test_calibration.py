@@ -68,6 +68,17 @@ def test_labels_against_the_model_make_it_unsure_and_no_error():
     assert sum(found.probabilities([1.0, 0.0])) == pytest.approx(1)
 
 
+def test_biases_are_the_best_also_where_the_temperature_is_the_highest():
+    given, _ = drawn(60)
+    right = [each.index(min(each)) for each in given]  # the least likely
+    found = fitted(OPTIONS, given, right)
+    assert found.temperature == pytest.approx(1000)
+    after = [found.probabilities(each) for each in given]
+    for place, bias in enumerate(found.bias):
+        residual = math.fsum(each[place] for each in after) - right.count(place)
+        assert residual + bias == pytest.approx(0, abs=1e-4)  # the derivative of the loss
+
+
 def test_reliability_of_a_tie_counts_the_first():
     found = reliability([[0.5, 0.5], [0.5, 0.5]], [0, 1])
     assert (found.accuracy, found.error) == (0.5, 0.0)
@@ -167,6 +178,11 @@ async def test_labels_of_nothing_are_refused(labels, why):
         await calibrate(rows, labels)
 
 
+async def test_a_filter_would_leave_out_rows_of_the_fit():
+    with pytest.raises(ConfigError, match="filter: has no meaning for a calibration"):
+        await calibrate([], {"team": "team"}, filter="Urgent?")
+
+
 async def test_too_few_labels():
     rows = [{"text": f"{n}", "team": "d"} for n in range(20)]
     with pytest.raises(InputError, match=r"0 rows have a label of .* and 5 folds need 10"):
@@ -195,6 +211,21 @@ async def test_a_model_that_knows_nothing_is_found_no_worse_than_chance(rows):
     after = fits.questions["urgent"].after
     assert after.accuracy == 0.5
     assert after.error == pytest.approx(0, abs=1e-6)
+
+
+async def test_rows_without_a_decision_are_not_fitted():
+    class Silent(SimulatedEngine):
+        async def label_shares(self, texts, request):
+            shares, usage = await super().label_shares(texts, request)
+            mass = 0.0 if "none" in request.input[0]["content"] else 1.0
+            return [type(one)(one.probabilities, mass) for one in shares], usage
+
+    source = [{"text": f"{n}", "late": n % 2} for n in range(20)] + [{"text": "none", "late": 1}]
+    fits = await acalibrate(
+        source, "late", engine=Silent("demo"), prompt="{text}", decide=QUESTIONS[1:]
+    )
+    fit = fits.questions["urgent"]
+    assert (fit.before.rows, fit.failed, fit.unlabelled) == (20, 1, 0)
 
 
 def test_a_calibration_of_yes_and_no_is_none_of_a_score(tmp_path):

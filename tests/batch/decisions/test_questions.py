@@ -176,6 +176,11 @@ def test_a_file_that_is_not_there(tmp_path):
         ({"low": 1, "high": 5}, "5.0", "5"),
         ({"low": 1, "high": 5}, "five", "five"),
         ({"options": ["1.0", "2.0"]}, "1.0", "1.0"),
+        ({"options": [" a", " b"]}, "a", " a"),
+        ({"options": [" a", " b"]}, " b ", " b"),
+        ({"options": ["a", " a"]}, " a", " a"),
+        ({"options": ["a", " a"]}, "a", "a"),
+        ({"options": [2**53, 2**53 + 1]}, 2**53 + 1, str(2**53 + 1)),
     ],
 )
 def test_labels_in_the_data_name_options(question, label, name):

@@ -50,6 +50,20 @@ def test_a_changed_function_is_another(one, other):
     assert function_identity(made(one)) != function_identity(made(other))
 
 
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ("def f(row):\n\n  # Why.\n  text = (\n    row['a'])\n  return {'p': text}", True),
+        ("def f(row: dict) -> dict:\n  text: str = row['a']\n  return {'p': text}", True),
+        ("def f(row):\n  words = row['a']\n  return {'p': words}", False),
+        ("def f(r):\n  text = r['a']\n  return {'p': text}", False),
+    ],
+)
+def test_names_are_a_part_of_the_code_and_comments_are_none(other, same):
+    one = "def f(row):\n  text = row['a']\n  return {'p': text}"
+    assert (function_identity(made(one)) == function_identity(made(other))) is same
+
+
 def test_what_a_partial_was_given_is_a_part_of_it():
     ask = made("def f(row, prompt): return {'p': prompt}")
     assert function_identity(partial(ask, prompt="a")) == function_identity(

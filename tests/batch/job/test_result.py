@@ -1,4 +1,7 @@
 import re
+from typing import Any
+
+import pytest
 
 import penstock
 from penstock.batch.job.result import Counts, Progress, RunResult, summary
@@ -23,6 +26,20 @@ def test_a_summary_tells_all():
         "5,000 tokens in (1,000 cached), 3,000 out, 2 s, 1,500 tokens/s",
         "Output: out.jsonl",
     ]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "memory"])
+def test_a_summary_tells_of_empty_prompts(tmp_path, form):
+    rows = [{"a": "x", "b": None}, {"a": " \n", "b": None}, {"a": "", "b": ""}, {"a": "", "b": 0}]
+    output = None if form == "memory" else tmp_path / f"out.{form}"
+    options: dict[str, Any] = {"model": "simulated", "progress": False}
+    result = penstock.run([*rows, {"a": ""}], output, prompt="About: {a} {b}", **options)
+    assert (result.counts.blank, result.counts.failed) == (2, 1)  # the last row has no `b`
+    assert "Asked like others, with all columns of the prompt empty: 2 rows" in summary(result)
+    assert [row["status"] for row in result.rows()] == ["ok"] * 4 + ["error"]
+    plain = penstock.run(rows, prompt="Nothing of a row", **options)
+    assert plain.counts.blank == 0
+    assert "empty" not in summary(plain)
 
 
 def test_a_summary_tells_of_pauses():

@@ -28,8 +28,8 @@ async def test_rows_come_one_to_one_and_in_order():
 
 def test_equal_stages_are_all_there():
     processor = adding(1, 10, 100)
-    assert processor.list_stage_names() == ["AddStage", "AddStage_2", "AddStage_3"]
-    assert processor.get_stage_by_name("AddStage_3").fn_constructor_kwargs == {"number": 100}
+    assert processor.list_stage_names() == ["AddStage", "AddStage_1", "AddStage_2"]
+    assert processor.get_stage_by_name("AddStage_2").fn_constructor_kwargs == {"number": 100}
     with pytest.raises(ValueError, match=r"Did you mean 'AddStage'"):
         processor.get_stage_by_name("AddStag")
     assert processor([{"x": 0}]).take_all() == [{"x": 111}]

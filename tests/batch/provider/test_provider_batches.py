@@ -212,6 +212,20 @@ async def test_a_batch_that_is_refused_stops_the_job(
     assert len(provider.paid) == 6
 
 
+async def test_a_refusal_of_lines_that_are_none_of_the_batch_shows_the_first(
+    provider: Provider, tmp_path: Path
+) -> None:
+    provider.refuse = lambda lines: [
+        {"line": 1000 + number, "code": "bad", "message": f"wrong {number}"} for number in range(5)
+    ]
+    with pytest.raises(JobError) as caught:
+        await run(provider, "openai-batch", tmp_path)
+    assert (
+        "refused the batch: line 1,000: wrong 0; line 1,001: wrong 1; line 1,002: wrong 2;"
+        " 5 errors of lines in all. The batch is batch_0"
+    ) in str(caught.value)
+
+
 @both
 async def test_a_provider_that_fails_for_a_while_is_asked_again(
     kind: str, provider: Provider, tmp_path: Path

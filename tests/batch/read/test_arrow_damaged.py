@@ -60,6 +60,22 @@ async def test_an_output_keeps_the_columns_of_a_damaged_row(tmp_path, form):
     assert found == [(1, "a", "ok"), (2, "b\ufffd", "error"), (3, "c", "ok")]
 
 
+@pytest.mark.parametrize("made", [pa.array, nested])
+@pytest.mark.parametrize("prompt", ["{id}", "nothing of the row"])
+async def test_a_column_that_no_prompt_reads_is_looked_at_too(tmp_path, made, prompt):
+    table = pa.table({"id": [1, 2, 3], "note": made(text(b"a", b"b\xff", b"c"))})
+    pq.write_table(table, tmp_path / "in.parquet")
+    for output in (None, tmp_path / "out.parquet"):
+        result = await penstock.arun(
+            tmp_path / "in.parquet", output, model="simulated", prompt=prompt, progress=False
+        )
+        found = list(result.rows())
+        assert [row["id"] for row in found] == [1, 2, 3]
+        assert [row["status"] for row in found] == ["ok", "error", "ok"]
+        assert found[1]["error"]["message"].endswith("row 1: column 'note': invalid UTF-8")
+        assert result.table().num_rows == 3
+
+
 async def test_what_python_has_no_place_for_is_no_damage(tmp_path):
     later = [2**50, None, -(2**51)]
     table = pa.table(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from penstock.batch.read import files, open_source
+from penstock.batch.read import file_source, files, open_source
 from penstock.errors import InputError, MissingExtraError
 
 
@@ -35,9 +35,13 @@ def test_directories_and_globs_are_sorted(tmp_path):
         "o.jsonl.penstock/p.jsonl",
         "readme.md",
     )
-    assert names(tmp_path, files.find(str(tmp_path))) == ["a.jsonl", "b.jsonl", "a/c.jsonl"]
-    assert names(tmp_path, files.find(f"{tmp_path}/*.jsonl")) == ["_x.jsonl", "a.jsonl", "b.jsonl"]
-    assert names(tmp_path, files.find(f"{tmp_path}/**/c.jsonl")) == ["a/c.jsonl"]
+    assert names(tmp_path, file_source.find(str(tmp_path))) == ["a.jsonl", "b.jsonl", "a/c.jsonl"]
+    assert names(tmp_path, file_source.find(f"{tmp_path}/*.jsonl")) == [
+        "_x.jsonl",
+        "a.jsonl",
+        "b.jsonl",
+    ]
+    assert names(tmp_path, file_source.find(f"{tmp_path}/**/c.jsonl")) == ["a/c.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -56,22 +60,22 @@ def test_what_cannot_be_read_is_one_clear_line(tmp_path, pattern, message):
     make(tmp_path, "x.txt", "x.json", "x.parquet.gz", "mixed/a.jsonl", "mixed/b.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message) as caught:
-        files.find(str(tmp_path / pattern))
+        file_source.find(str(tmp_path / pattern))
     assert "\n" not in str(caught.value)
 
 
 def test_a_name_with_magic_characters_is_a_name_first(tmp_path):
     make(tmp_path, "a[1].jsonl")
-    assert names(tmp_path, files.find(f"{tmp_path}/a[1].jsonl")) == ["a[1].jsonl"]
+    assert names(tmp_path, file_source.find(f"{tmp_path}/a[1].jsonl")) == ["a[1].jsonl"]
 
 
 def test_fingerprints_tell_data_apart(tmp_path):
     make(tmp_path, "a.jsonl", "b.jsonl")
     pattern = str(tmp_path / "*.jsonl")
-    before = files.fingerprint(pattern, files.find(pattern))
-    assert before == files.fingerprint(pattern, files.find(pattern))
+    before = file_source.fingerprint(pattern, file_source.find(pattern))
+    assert before == file_source.fingerprint(pattern, file_source.find(pattern))
     (tmp_path / "b.jsonl").write_text('{"a": 2}\n')
-    assert files.fingerprint(pattern, files.find(pattern)) != before
+    assert file_source.fingerprint(pattern, file_source.find(pattern)) != before
 
 
 async def test_urls():
@@ -97,13 +101,13 @@ async def test_urls_of_unknown_or_missing_file_systems():
 def test_the_middle_of_a_file_counts(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * 200_001)
-    before = files.fingerprint(str(path), files.find(str(path)))
+    before = file_source.fingerprint(str(path), file_source.find(str(path)))
     path.write_bytes(b"x" * 100_000 + b"y" + b"x" * 100_000)
-    assert files.fingerprint(str(path), files.find(str(path))) != before
-    monkeypatch.setattr(files, "_HASHED_BYTES", 1000)
-    before = files.fingerprint(str(path), files.find(str(path)))
+    assert file_source.fingerprint(str(path), file_source.find(str(path))) != before
+    monkeypatch.setattr(file_source, "_HASHED_BYTES", 1000)
+    before = file_source.fingerprint(str(path), file_source.find(str(path)))
     os.utime(path, ns=(1, 1))
-    assert files.fingerprint(str(path), files.find(str(path))) != before
+    assert file_source.fingerprint(str(path), file_source.find(str(path))) != before
 
 
 def unlike_files(folder):
@@ -147,7 +151,7 @@ async def test_what_is_no_file_is_refused_by_name(tmp_path, monkeypatch, name, m
 
 def test_a_file_that_becomes_a_pipe_does_not_hang(tmp_path):
     make(tmp_path, "a.jsonl")
-    (file,) = files.find(str(tmp_path / "a.jsonl"))
+    (file,) = file_source.find(str(tmp_path / "a.jsonl"))
     (tmp_path / "a.jsonl").unlink()
     os.mkfifo(tmp_path / "a.jsonl")
     with pytest.raises(InputError, match="is a pipe"):
@@ -189,7 +193,7 @@ async def test_names_that_are_no_text(tmp_path):
     assert [row.values for batch in (await open_source(tmp_path)).batches() for row in batch] == [
         {"a": 1}
     ] * 3
-    assert [file.path[-8:] for file in files.find(f"{tmp_path}/caf*")] == ["f\udce9.jsonl"]
+    assert [file.path[-8:] for file in file_source.find(f"{tmp_path}/caf*")] == ["f\udce9.jsonl"]
 
 
 async def test_parquet_whose_name_is_no_text(tmp_path):
@@ -217,7 +221,7 @@ async def test_an_output_beside_recordings_would_take_their_place(tmp_path):
     assert not some.is_touched_by_writing(output)
     assert some.is_touched_by_writing(str(tmp_path / "a.wav"))
     make(tmp_path, "out.jsonl")
-    assert names(tmp_path, files.find(str(tmp_path))) == ["out.jsonl"]
+    assert names(tmp_path, file_source.find(str(tmp_path))) == ["out.jsonl"]
 
 
 def test_links_to_directories_are_followed_once(tmp_path):
@@ -226,18 +230,18 @@ def test_links_to_directories_are_followed_once(tmp_path):
     (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
     once = ["data/a.jsonl", "data/more/b.jsonl"]
-    assert names(tmp_path, files.find(str(tmp_path / "data"))) == once
-    assert names(tmp_path, files.find(str(tmp_path / "data/**/*.jsonl"))) == once
+    assert names(tmp_path, file_source.find(str(tmp_path / "data"))) == once
+    assert names(tmp_path, file_source.find(str(tmp_path / "data/**/*.jsonl"))) == once
     (tmp_path / "data" / "a").symlink_to(tmp_path / "data" / "z")
     make(tmp_path, "data/z/c.jsonl")
     found = ["data/a.jsonl", "data/more/b.jsonl", "data/z/c.jsonl"]  # not by its newer name
-    assert names(tmp_path, files.find(str(tmp_path / "data/**/*.jsonl"))) == found
+    assert names(tmp_path, file_source.find(str(tmp_path / "data/**/*.jsonl"))) == found
 
 
 def test_a_slash_behind_two_stars_means_folders(tmp_path):
     make(tmp_path, "data/a.jsonl", "data/more/b.jsonl", "data/more/README.md")
     found = ["data/a.jsonl", "data/more/b.jsonl"]
-    assert names(tmp_path, files.find(f"{tmp_path}/data/**/")) == found
+    assert names(tmp_path, file_source.find(f"{tmp_path}/data/**/")) == found
 
 
 def test_a_directory_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
@@ -251,9 +255,9 @@ def test_a_directory_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match="closed: Permission denied"):
-        files.find(str(tmp_path))
+        file_source.find(str(tmp_path))
     # A pattern means what it finds.
-    assert names(tmp_path, files.find(f"{tmp_path}/**/*.jsonl")) == ["a.jsonl"]
+    assert names(tmp_path, file_source.find(f"{tmp_path}/**/*.jsonl")) == ["a.jsonl"]
 
 
 def test_whatever_a_file_system_raises_names_the_url(monkeypatch):
@@ -267,8 +271,8 @@ def test_whatever_a_file_system_raises_names_the_url(monkeypatch):
     memory.pipe("/odd/a.jsonl", b'{"a": 1}\n')
     url = "memory://odd/a.jsonl"
     calls = {
-        "isdir": files.find,
-        "exists": files.find,
+        "isdir": file_source.find,
+        "exists": file_source.find,
         "size": lambda url: files.DataFile(url).size(),
         "info": lambda url: files.DataFile(url).changed(),
         "cat_file": lambda url: files.DataFile(url).sample(9),
@@ -283,7 +287,7 @@ def test_whatever_a_file_system_raises_names_the_url(monkeypatch):
 
 def test_a_path_with_a_zero_byte():
     with pytest.raises(InputError, match="zero byte"):
-        files.find("a\0.jsonl")
+        file_source.find("a\0.jsonl")
 
 
 APART = (
@@ -314,7 +318,10 @@ def place(request, tmp_path):
 
 
 def found_in(place, pattern):
-    return [file.path.rpartition(f"{place.rpartition('/')[2]}/")[2] for file in files.find(pattern)]
+    return [
+        file.path.rpartition(f"{place.rpartition('/')[2]}/")[2]
+        for file in file_source.find(pattern)
+    ]
 
 
 def test_hidden_folders_and_the_state_of_jobs_hold_no_data(place):
@@ -328,7 +335,7 @@ def test_hidden_folders_and_the_state_of_jobs_hold_no_data(place):
     for names, found in (("_temp*", "_temporary/0/a.jsonl"), (".h*", ".hidden/a.jsonl")):
         assert found_in(folder, f"{folder}/{names}/**/a.jsonl") == [found]
     with pytest.raises(InputError, match="no file matches"):
-        files.find(f"{folder}/*.penstock/*")
+        file_source.find(f"{folder}/*.penstock/*")
 
 
 def test_a_folder_that_a_glob_matches_counts_as_its_files(place):
@@ -349,13 +356,13 @@ def test_tables_with_versions_are_no_directories_of_files(place):
     make_there("ice/data/a.parquet", "ice/metadata/v1.metadata.json")
     for name in ("delta", "ice"):
         with pytest.raises(InputError, match="is a table of Delta Lake or Iceberg"):
-            files.find(f"{folder}/{name}")
+            file_source.find(f"{folder}/{name}")
     assert found_in(folder, f"{folder}/delta/*.parquet") == ["delta/a.parquet"]
     make_there("lakes/d/y=1/a.parquet", "lakes/d/_delta_log/00000000000000000000.json")
     make_there("fields/i/data/a.parquet", "fields/i/metadata/v1.metadata.json")
     for pattern in ("lakes", "lakes/*", "lakes/d/*", "fields", "fields/*", "fields/i/*"):
         with pytest.raises(InputError, match=f"{pattern[:5]}.*/[di]: is a table of Delta Lake"):
-            files.find(f"{folder}/{pattern}")
+            file_source.find(f"{folder}/{pattern}")
     make_there(
         "seas/metadata/page.metadata.json",
         "seas/a.parquet",

@@ -182,7 +182,10 @@ async def test_csv_with_damage(tmp_path):
         {"id": "5", "text": 'e "q"'},
     ]
     faults = [row.fault.removeprefix(str(path)) for row in rows if row.fault]
-    assert faults == [":4: 3 fields where the header has 2", ":7: invalid UTF-8"]
+    assert faults[0] == ":4: 3 fields where the header has 2"
+    assert faults[1].startswith(":7: invalid UTF-8. If the file has the code page of Windows")
+    assert "`iconv -f WINDOWS-1252 -t UTF-8` converts it" in faults[1]
+    assert len(faults) == 2
     assert [row.values for batch in source.batches(2) for row in batch] == [
         row.values for row in rows[2:]
     ]
@@ -251,7 +254,7 @@ async def test_a_quote_in_the_wrong_place_is_one_bad_row(tmp_path):
 
 async def test_a_header_that_cannot_be_read(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"a,\xff\n1,2\n")
-    with pytest.raises(InputError, match=r"a\.csv:1: invalid UTF-8"):
+    with pytest.raises(InputError, match=r"a\.csv:1: invalid UTF-8\. .*`iconv -f WINDOWS-1252"):
         await open_source(tmp_path / "a.csv")
 
 

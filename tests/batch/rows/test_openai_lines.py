@@ -1,10 +1,12 @@
 import asyncio
 import json
+import threading
 
 import pytest
 
 import penstock
 from penstock.errors import ConfigError, ContextLengthError, EngineError, RequestError
+from penstock.openai.parameters.body import parse_body
 from penstock.types import Embeddings, Usage
 
 
@@ -55,6 +57,35 @@ async def test_completions_and_embeddings():
     assert [len(item["embedding"]) for item in two["data"]] == [3, 3]
     assert [choice["index"] for choice in three["choices"]] == [0, 1]
     assert three["choices"][0]["logprobs"]["content"]
+
+
+async def test_a_thread_reads_long_lines(monkeypatch):
+    threads = []
+
+    def noted(form, body):
+        threads.append((len(body["messages"]), threading.current_thread()))
+        return parse_body(form, body)
+
+    monkeypatch.setattr("penstock.batch.rows.openai_lines.parse_body", noted)
+    long = chat("hello", max_tokens=3)
+    long["messages"] = long["messages"] * 5000
+    wrong = {**long, "temperature": "hot"}
+    source = [
+        *[line("a", chat("hello")), line("b", long), line("c", chat("hello")), line("b", long)],
+        *[line("d", wrong), line("e", long, url="/v1/nowhere"), {**line("f", long), "method": 1}],
+    ]
+    rows = list((await penstock.arun(source, model="simulated", progress=False)).rows())
+    here = threading.current_thread()
+    assert [(count, thread is here) for count, thread in threads] == [
+        *[(1, True), (5000, False), (1, True)],
+        *[(5000, False), (5000, False), (5000, False)],
+    ]
+    assert [row["custom_id"] for row in rows] == [*"abcbdef"]
+    assert rows[1]["response"]["body"]["usage"]["completion_tokens"] == 3
+    assert [row["response"] and row["response"]["status_code"] for row in rows[:3]] == [200] * 3
+    assert rows[3]["error"]["message"] == "custom_id 'b' stands in an earlier line"
+    assert rows[4]["response"]["body"]["error"]["param"] == "temperature"
+    assert [row["error"]["message"].split()[0] for row in rows[5:]] == ["unknown", "method"]
 
 
 URGENT = {"type": "predicate", "name": "urgent", "instructions": "Urgent?"}

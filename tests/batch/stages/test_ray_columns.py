@@ -10,7 +10,7 @@ from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.batch.stages.ray_columns import logprobs_by_id
 from penstock.compat import ray as compat
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.types import Delta, TokenLogprob, Usage
+from penstock.types import ChatRequest, Delta, TokenLogprob, Usage
 
 GREEDY = {"temperature": 0.0, "max_tokens": 8}
 ADDED = {
@@ -62,6 +62,38 @@ async def test_the_prompt_is_what_the_template_made():
     )
     assert plain["prompt"] is None
     assert plain["generated_text"] == row["generated_text"]
+
+
+class Noting(SimulatedEngine):
+    """An engine that notes what it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked: list[Any] = []
+
+    async def generate(self, request):
+        self.asked.append(request)
+        yield [Delta(text="a", token_ids=(97,), finish_reason="stop", usage=Usage(1, 1))]
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
+@pytest.mark.parametrize("tokenizes", [True, {}])
+async def test_a_conversation_takes_the_place_of_the_prompt_that_its_row_came_with(tokenizes):
+    engine = Noting()
+    text = asked("ab")
+    image = {**text, "messages": [{"role": "user", "content": [IMAGE]}]}
+    tools = {**text, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    own = {"prompt": "another", "tokenized_prompt": list(b"another")}
+    made = processor(engine=engine, tokenize_stage=tokenizes)
+    found = await all_of(made([{**row, **own} for row in (text, image, tools)]))
+    assert [row["prompt"] for row in found] == ["ab\n", "", ""]
+    filled, *conversations = sorted(engine.asked, key=lambda one: type(one) is ChatRequest)
+    assert filled.prompt == ("ab\n" if tokenizes is True else list(b"ab\n"))
+    assert sorted(str(one.messages) for one in conversations) == sorted(
+        str(row["messages"]) for row in (image, tools)
+    )
 
 
 async def test_log_probabilities_are_by_token_id_as_vllm_has_them():

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from penstock.batch import ServeDeploymentProcessorConfig, build_processor
+from penstock.batch.stages.serve_deployment import adapter_of
 from penstock.engines.registry import engines
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import JobError, ModelNotFoundError
@@ -57,6 +58,21 @@ async def test_chat_completions_and_embeddings(engine):
     assert len({row["request_id"] for row in (first, second, third)}) == 3
     assert [row["row"] for row in (first, second, third)] == [0, 1, 2]
     assert await engine.check_health() is None  # its owner stops it
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id", "adapter"),
+    [
+        ("qwen", "qwen", None),
+        ("qwen:mine", "qwen", "mine"),
+        ("qwen:0.5b", "qwen:0.5b", None),
+        ("qwen:0.5b:mine", "qwen:0.5b", "mine"),
+        ("base:mine", None, "mine"),
+        ("base", None, None),
+    ],
+)
+def test_the_adapter_in_the_name_of_a_model_that_may_have_colons(name, model_id, adapter):
+    assert adapter_of(name, model_id) == adapter
 
 
 async def test_requests_are_seen_through_their_type(engine):

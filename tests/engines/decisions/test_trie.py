@@ -5,6 +5,7 @@ import math
 import pytest
 
 from penstock.engines.decisions.trie import Trie, shares
+from penstock.errors import EngineError
 
 
 def logs(**chances):
@@ -47,6 +48,13 @@ def test_where_the_model_gives_nothing_all_are_alike():
     found = shares(Trie([(1,), (2,)]), {(): [-math.inf, -math.inf]})
     assert found.probabilities == [0.5, 0.5]
     assert found.mass == 0
+
+
+@pytest.mark.parametrize("paths", [[(1,), (2,)], [(1,), (1, 5)]])
+def test_what_is_no_number_is_no_probability(paths):
+    trie = Trie(paths)
+    with pytest.raises(EngineError, match="no numbers"):
+        shares(trie, {place: [math.nan for _ in tokens] for place, tokens in trie.parting.items()})
 
 
 def test_the_sum_is_1_for_many_labels():

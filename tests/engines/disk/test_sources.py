@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from penstock import demo
-from penstock.engines.disk.sources import check_adapter
-from penstock.errors import ModelNotFoundError
+from penstock.engines.disk.sources import check_adapter, model_for
+from penstock.errors import EngineStartError, ModelNotFoundError
 
 GERMAN = str(demo.adapter_path("german"))
 """Of rank 8."""
@@ -24,6 +24,14 @@ def test_a_rank_above_the_engine_s_is_refused() -> None:
         "adapter 'german' has rank 8, and engine_kwargs.max_lora_rank is 7"
     )
     assert caught.value.param == "model"
+
+
+def test_a_path_that_is_too_long_is_of_nothing() -> None:
+    path = f"./{'a' * 5000}"
+    with pytest.raises(ModelNotFoundError, match="there is no directory"):
+        check_adapter("german", path)
+    with pytest.raises(EngineStartError, match="there is no model directory"):
+        model_for(path)
 
 
 def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.engines.vllm.translation import DeltaMaker, PlainText
 from penstock.errors import EngineError
 from penstock.types import (

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.tasks import TASKS, Batches
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineError
 from penstock.llm_config import LLMConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.templates.chat_template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Well, "}]
 TALKS = (

@@ -286,6 +286,7 @@ async def test_an_unknown_path_is_a_404(client: Any, path: str) -> None:
         ("/v1/images/generations", "'/v1/images/generations'. /docs lists those that exist"),
         ("/sleep", "only a server with control routes (http.dev) has it"),
         ("/a%0Ab", r"there is no path '/a\nb'"),
+        ("/v1/models%0A", r"there is no path '/v1/models\n'"),
     ],
 )
 async def test_an_unknown_path_is_named_with_the_way_out(client: Any, path: str, told: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.templates.chat_template import ChatTemplate
 
 WEATHER = {
     "type": "function",

@@ -38,6 +38,28 @@ def test_where_and_how_the_ingress_listens() -> None:
         LLMServingArgs.from_dict({"llm_configs": [model], "http": {"limits": {"max_token": 5}}})
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("api_keys", [""]),
+        ("root_path", "no slash"),
+        ("cors_origins", ["a"]),
+        ("batches.path", ""),
+        ("limits.max_tokens", 0),
+    ],
+)
+def test_mistakes_in_how_clients_reach_it_name_the_place(field: str, value: object) -> None:
+    http = value
+    for name in reversed(field.split(".")):
+        http = {name: http}
+    given = {"llm_configs": [PLAIN], "http": http}
+    for where, place in (("", "http"), ("applications[0].args", "applications[0].args.http")):
+        with pytest.raises(ConfigError) as caught:
+            LLMServingArgs.from_dict(given, where=where)
+        assert caught.value.field == f"{place}.{field}"
+        assert str(caught.value).startswith(f"{place}.{field}: ")
+
+
 def test_where_responses_are_stored(tmp_path: Path) -> None:
     store = {"path": "a.db", "ttl_s": 60, "max_bytes": 1000, "max_objects": 5}
     args = {"llm_configs": [PLAIN], "http": {"store": store}}

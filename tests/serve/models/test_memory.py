@@ -30,6 +30,11 @@ def test_memory_is_estimated_from_what_is_said_or_from_the_files(tmp_path):
     assert memory_estimate(LLMConfig.from_dict({**fields, "deployment_config": told})) == 77
 
 
+def test_a_path_that_is_too_long_is_of_no_files():
+    fields = {"model_loading_config": {"model_id": "m", "model_source": f"/{'a' * 5000}"}}
+    assert model_size(LLMConfig.from_dict(fields)).weights is None
+
+
 def test_formats_of_one_model_are_counted_once(tmp_path):
     for name, size in (("1.safetensors", 300), ("2.safetensors", 200), ("pytorch_model.bin", 400)):
         (tmp_path / name).write_bytes(bytes(size))

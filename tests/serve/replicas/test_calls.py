@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -169,6 +170,17 @@ async def test_calls_are_counted(cluster: Make) -> None:
     assert metrics.requests.labels("m", ENDPOINT, "200")._value.get() == 2
     assert metrics.of("m").generation_tokens._value.get() == 8
     assert one.servers["r0"]._http.app.ingress.inflight == 0
+
+
+async def test_what_came_before_a_call_was_given_up_is_counted(cluster: Make) -> None:
+    one = await cluster(model=config(engine_kwargs={"time_per_token_ms": 1}))
+    async with aclosing(one.model.completions(asked("x", 30_000))) as batches:
+        await anext(batches)
+    (server,) = one.servers.values()
+    await until(lambda: server.ongoing == 0)
+    ingress = server._http.app.ingress
+    await until(lambda: ingress.inflight == 0)
+    assert ingress.metrics.of("m").generation_tokens._value.get() > 0
 
 
 async def test_what_a_lost_replica_has_not_answered_is_asked_again(cluster: Make) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from penstock.errors import ConfigError, NotStoredError, RequestError, UnavailableError
 from penstock.openai.responses_api import items_of
 from penstock.serve.config.settings import StoreSettings
+from penstock.serve.store.database import Lives
 from penstock.serve.store.responses import LOST, ResponseStore, Turn
 
 Open = Callable[..., ResponseStore]
@@ -234,6 +237,22 @@ async def test_files_are_for_this_user_alone(opened: Open, tmp_path: Path) -> No
         await store.response("me", "a")
 
 
+def test_a_lock_that_failed_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    lives = Lives(tmp_path / "store.db")
+    with monkeypatch.context() as changed:
+        changed.setattr(fcntl, "flock", no_locks)
+        for _ in range(2):
+            with pytest.raises(OSError, match="no locks"):
+                lives.hold()
+        assert not any(tmp_path.iterdir())
+    assert lives.hold() == lives.own
+    assert Lives(tmp_path / "store.db").lives(lives.own)
+    lives.close()
+
+
 def test_a_file_that_cannot_be_used_is_refused(opened: Open, tmp_path: Path) -> None:
     opened().close()
     file = tmp_path / "kept" / "store.db"
@@ -286,6 +305,7 @@ def test_a_file_whose_making_was_killed_is_made_anew(opened: Open, tmp_path: Pat
 WRITER = """
 import asyncio, sys
 from penstock.serve.config.settings import StoreSettings
+from penstock.serve.store.database import Lives
 from penstock.serve.store.responses import ResponseStore, Turn
 async def main():
     store = ResponseStore(StoreSettings(path=sys.argv[1]))

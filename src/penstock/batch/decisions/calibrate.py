@@ -23,7 +23,12 @@ from penstock.batch.decisions.calibration import (
     fitted,
     reliability,
 )
-from penstock.batch.decisions.questions import option_names, option_of_label, questions_of
+from penstock.batch.decisions.questions import (
+    label_of,
+    option_names,
+    option_of_label,
+    questions_of,
+)
 from penstock.batch.job.job import Job, answered_rows
 from penstock.batch.write.state_files import writing
 from penstock.engines.decisions.answers import values_of
@@ -108,6 +113,8 @@ async def acalibrate(
     """
     if folds < 2:
         raise ConfigError(f"must be at least 2, not {folds}", field="folds", value=folds)
+    if options.get("filter") is not None:  # the fit would be to the rows that pass
+        raise ConfigError("has no meaning for a calibration", field="filter")
     engine = engine_for(
         *(options.pop(name, None) for name in ("model", "engine", "engine_kwargs")),
         deterministic=options.pop("deterministic", False),
@@ -213,10 +220,12 @@ def _fit(
     failures: Counter[str] = Counter()
     for row in rows:
         shares = row[f"{_PREFIX}{question.name}_probabilities"]
-        label = row.get(column)
+        label = label_of(row.get(column))
         name = "" if label is None else option_of_label(question, label)
         if (error := row[f"{_PREFIX}error"]) is not None:
             failures[error["type"]] += 1
+        elif row[f"{_PREFIX}{question.name}"] is None:
+            failures["no decision"] += 1
         elif shares is not None and name in places:
             probabilities.append(list(shares.values()))
             right_options.append(places[name])

@@ -4,7 +4,8 @@ The fit is temperature scaling with a bias for each option (Guo et al., "On Cali
 Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599; its vector scaling with one scale):
 the log probabilities over the temperature, plus the biases, normalised again. Both are fitted by
 Newton's method to the likelihood of the labels, with L2 regularisation towards temperature 1 and
-no bias. That is convex in 1/temperature and the biases, so there is one best fit.
+no bias. That is convex in 1/temperature and the biases, so there is one best fit. The temperature
+is at most 1000: the model's probabilities then hardly count.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LEAST = 1e-9
 """Smaller probabilities count as this one."""
 BINS = 10
 _REGULARISATION = 1.0  # outweighed by a few dozen labels
-_LEAST_SCALE = 1e-3
+_LEAST_SCALE, _AT_BOUND = 1e-3, 1e-9
 _LEAST_TEMPERATURE, _MOST_NUMBER = 1e-9, 1e9  # beyond them probabilities overflow
 _STEPS = 100
 
@@ -163,6 +164,11 @@ def fitted(
     found, loss = start, _loss(start, logs, right_options, start)
     for _ in range(_STEPS):
         step = _newton_step(found, logs, right_options, start)
+        room = found[0] - _LEAST_SCALE
+        if step[0] > room > _AT_BOUND:  # to the bound, straight ahead
+            step *= room / step[0]
+        elif step[0] > room:  # along the bound
+            step = _newton_step(found, logs, right_options, start, scaled_too=False)
         size = 1.0
         while True:
             trial = found - size * step
@@ -191,9 +197,13 @@ def _loss(at: Any, logs: Any, right_options: Sequence[int], start: Any) -> float
 
 
 def _newton_step(
-    at: np.ndarray[Any, Any], logs: np.ndarray[Any, Any], right_options: Sequence[int], start: Any
+    at: np.ndarray[Any, Any],
+    logs: np.ndarray[Any, Any],
+    right_options: Sequence[int],
+    start: Any,
+    scaled_too: bool = True,
 ) -> np.ndarray[Any, Any]:
-    """The inverse of the Hessian times the gradient."""
+    """The inverse of the Hessian times the gradient; of the biases alone if not `scaled_too`."""
     import numpy as np
 
     scaled = logs * at[0] + at[1:]
@@ -210,6 +220,8 @@ def _newton_step(
     hessian[0, 1:] = hessian[1:, 0] = (shares * (logs - mean[:, None])).sum(axis=0)
     hessian[1:, 1:] = np.diag(shares.sum(axis=0)) - shares.T @ shares
     hessian += _REGULARISATION * np.eye(len(at))
+    if not scaled_too:
+        gradient[0] = hessian[0, 1:] = hessian[1:, 0] = 0
     return np.asarray(np.linalg.solve(hessian, gradient))
 
 

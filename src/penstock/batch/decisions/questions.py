@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.batch.decisions.calibration import Calibration, read_calibration
+from penstock.batch.values.plain import UnstorableError, plain
 from penstock.config import read_yaml, unknown_key
 from penstock.engines.decisions.answers import Value, values_of
 from penstock.engines.decisions.checks import (
@@ -189,11 +190,27 @@ def option_names(question: Question) -> list[str]:
     return [as_name(value) for value in values_of(question)]
 
 
+def label_of(value: Any) -> Any:
+    """A label in the data as a plain value; None where there is none. NaN is none, as a frame has
+    it for a missing value, and so is blank text, as of an empty cell of a CSV file.
+    """
+    try:
+        label = plain(value)
+    except UnstorableError:
+        return None
+    is_blank = not label.strip() if isinstance(label, str) else label != label
+    return None if is_blank else label
+
+
 def option_of_label(question: Question, label: Any) -> str:
     """The name of the option that a label in the data stands for; other text if there is no such
-    option. Yes, no, 1 and 0 stand for true and false; a number may have a point ("5.0").
+    option. Spaces around it count only between options that differ in nothing else. Yes, no, 1 and
+    0 stand for true and false; a number may have a point ("5.0").
     """
-    name = as_name(label).strip()
+    names, name = option_names(question), as_name(label)
+    if name in names:
+        return name
+    name = name.strip()
     values = values_of(question)
     if all(isinstance(value, bool) for value in values):
         return _TRUTHS.get(name.lower(), name.lower())
@@ -202,7 +219,8 @@ def option_of_label(question: Question, label: Any) -> str:
             return as_name(float(name))
         except ValueError:
             return name
-    return name
+    alike = [option for option in names if option.strip() == name]
+    return alike[0] if len(alike) == 1 else name
 
 
 def as_name(value: Value) -> str:

@@ -37,14 +37,17 @@ class Counts(Struct):
     `completion_tokens` were computed, in `engine_calls`. Other rows were answered without
     computing: `deduplicated` from an equal request, `resumed` from an earlier run, `kept` from an
     earlier input, `from_cache` from the cache that jobs share. `large_calls` are rows for which a
-    cascade asked its large model, the rows of its sample included. The run took `seconds`, and
-    `row_seconds` of them after the engine was loaded. `pauses` are those that servers asked for.
+    cascade asked its large model, the rows of its sample included. `blank` are rows whose prompt
+    has nothing of them, as their columns are empty; they were asked like others. The run took
+    `seconds`, and `row_seconds` of them after the engine was loaded. `pauses` are those that
+    servers asked for.
     """
 
     rows: int = 0
     errors: dict[str, int] = msgspec.field(default_factory=dict)
     left_out: int = 0
     large_calls: int = 0
+    blank: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -253,6 +256,9 @@ def summary(result: RunResult) -> str:
         f"{counts.prompt_tokens:,} tokens in ({counts.cached_tokens:,} cached),"
         f" {counts.completion_tokens:,} out, {span(counts.seconds)},"
         f" {counts.tokens_per_second:,.0f} tokens/s",
+        f"Asked like others, with all columns of the prompt empty: {counted(counts.blank, 'row')}"
+        if counts.blank
+        else "",
         f"Large model: asked {counts.large_calls:,} times, {max(saved, 0):.0%} saved"
         if counts.large_calls
         else "",

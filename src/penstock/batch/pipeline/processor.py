@@ -94,7 +94,7 @@ class Processor:
             check_stage(stage)
             kind = type(stage).__name__
             same = sum(type(other).__name__ == kind for other in self.stages.values())
-            self.stages[f"{kind}_{same + 1}" if same else kind] = stage
+            self.stages[f"{kind}_{same}" if same else kind] = stage
 
     @overload
     def __call__(
@@ -123,7 +123,7 @@ class Processor:
         return RowStream(self, dataset, order=order)
 
     def list_stage_names(self) -> list[str]:
-        """The stages' names, in order: their kinds, numbered from the second of a kind on."""
+        """The stages' names in order: their kinds; the second of a kind ends in `_1`, as in Ray."""
         return list(self.stages)
 
     def get_stage_by_name(self, name: str) -> StatefulStage:

@@ -94,6 +94,7 @@ about time, memory or place.
 """
 
 
+_SHOWN_ERRORS = 3
 CLOCKS_DIFFER_S = 900.0
 """How far the clock here and the provider's may differ, either way."""
 
@@ -111,6 +112,15 @@ class BatchState(Struct, frozen=True):
     result_paths: list[str] = field(default_factory=list)
     line_errors: dict[int, str] = field(default_factory=dict)
     why: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why the batch failed, in one line; of the errors of lines the first few."""
+        said = [f"line {number:,}: {why}" for number, why in sorted(self.line_errors.items())]
+        parts = [*filter(None, [self.why]), *said[:_SHOWN_ERRORS]]
+        if len(said) > _SHOWN_ERRORS:
+            parts.append(f"{len(said):,} errors of lines in all")
+        return "; ".join(parts) or "it failed"
 
 
 class FoundBatch(Struct, frozen=True):

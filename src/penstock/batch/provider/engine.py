@@ -323,7 +323,7 @@ class BatchApiEngine(LLMEngine):
                 else:
                     batch.result_paths, batch.status = state.result_paths, state.status
                 if batch.failed_whole:
-                    raise JobError(f"the provider refused the batch: {state.why or 'it failed'}")
+                    raise JobError(f"the provider refused the batch: {state.reason}")
                 return
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(1.5 * pause, self.options.longest_poll_s)

@@ -6,7 +6,8 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
-from penstock.batch.read import files, text
+from penstock.batch.read import file_source, text
+from penstock.batch.read.files import reading
 from penstock.batch.read.sources import AsyncRows, HasRows, Rows, Source, in_daemon_thread
 from penstock.errors import InputError
 
@@ -51,12 +52,12 @@ async def open_source(source: Any) -> Source:
 def _open_path(path: str) -> Source:
     if path == "-":
         return text.stdin()
-    with files.reading(path):
-        found = files.find(path)
+    with reading(path):
+        found = file_source.find(path)
         if found[0].form == "parquet":
             from penstock.batch.read import arrow
 
             return arrow.Parquet(path, found)
         if found[0].form == "audio":
-            return files.Recordings(path, found)
+            return file_source.Recordings(path, found)
         return text.Csv(path, found) if found[0].form == "csv" else text.JsonLines(path, found)

@@ -8,13 +8,14 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penstock.batch.read.files import DataFile, FileSource, for_arrow, is_url
+from penstock.batch.read.file_source import FileSource
+from penstock.batch.read.files import DataFile, for_arrow, is_url
+from penstock.batch.read.layout import plain_layout, plain_schema
 from penstock.batch.read.sources import BATCH_BYTES, BATCH_ROWS, Source, first_of, first_repeated
 from penstock.batch.rows.row import Row
-from penstock.batch.values.arrow import array, build, of_arrow, python_rows, python_values
+from penstock.batch.values.arrow import array, of_arrow, python_rows, python_values
 from penstock.batch.values.common_type import unify
 from penstock.batch.values.plain import UnstorableError, key_text
 from penstock.errors import InputError, PenstockError, printable
@@ -35,7 +36,7 @@ class Parquet(FileSource):
                 self.rows += parquet.metadata.num_rows
                 _names(parquet.schema_arrow, file.path)
                 schema, self._int96_units[file.path] = _schema_and_int96_unit(file, parquet)
-            schema = _plain_schema(schema)
+            schema = plain_schema(schema)
             if not any(schema.equals(known) for known in schemas):
                 schemas.append(schema)
         self.schema = schemas[0] if len(schemas) == 1 else unify(schemas)
@@ -65,7 +66,7 @@ class Table(Source):
 
     def __init__(self, table: pa.Table) -> None:
         self.name = "table"
-        self._table = _plain_layout(table)
+        self._table = plain_layout(table)
         self.schema = self._table.schema
         self.rows = self._table.num_rows
         self.columns = _names(self.schema, "the table")
@@ -87,7 +88,7 @@ class RecordBatches(Source):
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self.name = "record batches"
-        self.schema = _plain_schema(reader.schema)
+        self.schema = plain_schema(reader.schema)
         self.columns = _names(self.schema, "the record batches")
         self._reader = reader
 
@@ -180,7 +181,7 @@ def _split(
     """The rows from number `start` on. The first row of `batches` has the number `index`."""
     for batch in batches:
         skip = min(max(start - index, 0), batch.num_rows)
-        table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+        table = plain_layout(pa.Table.from_batches([batch.slice(skip)]))
         index += skip
         for part in table.to_batches(max_chunksize=BATCH_ROWS):
             size = max(1, BATCH_BYTES * part.num_rows // max(part.nbytes, 1))
@@ -194,6 +195,8 @@ def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name
     wanted = [column for column in batch.schema.names if columns is None or column in columns]
     faults: dict[int, str] = {}
     try:
+        if len(wanted) < batch.num_columns:
+            batch.validate(full=True)  # a damaged value that nobody reads here gets into the output
         found = python_rows(batch.select(wanted))
     except Exception:  # of many kinds, for text that is no UTF-8 and the like
         batch, found, faults = _readable_rows(batch, wanted)
@@ -213,21 +216,20 @@ def _readable_rows(
     why it cannot be read whole. Text that is not UTF-8 gets U+FFFD in it; another value that cannot
     be read becomes null.
     """
-    columns: list[list[Any]] = []
+    columns: dict[str, list[Any]] = {}
     faults: dict[int, str] = {}
-    for name in names:
-        column = batch[name]
+    for place, field in enumerate(batch.schema):
+        column = batch[place]
         try:
-            columns.append(python_values(column))
+            columns[field.name] = python_values(column)
         except Exception:  # each kind of value has its own
-            values, wrong, column = _readable_values(column)
-            columns.append(values)
+            columns[field.name], wrong, column = _readable_values(column)
             for offset, why in wrong.items():
-                faults.setdefault(offset, f"column '{name}': {why}")
-            place = batch.schema.get_field_index(name)
-            batch = batch.set_column(place, batch.schema.field(place), column)
-    found = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-    return batch, found, faults
+                faults.setdefault(offset, f"column '{field.name}': {why}")
+            batch = batch.set_column(place, field, column)
+    wanted = [columns[name] for name in names]
+    rows = zip(*wanted, strict=True) if wanted else [()] * batch.num_rows
+    return batch, [dict(zip(names, values, strict=True)) for values in rows], faults
 
 
 def _readable_values(column: pa.Array) -> tuple[list[Any], dict[int, str], pa.Array]:
@@ -371,85 +373,3 @@ def _is_opaque(kind: Any) -> bool:
             and (str(categories.dtype) == "object" or _is_opaque(categories.dtype))
         )
     )
-
-
-def _plain_layout(table: pa.Table) -> pa.Table:
-    """The table without what some Arrow functions refuse: views, run-end encoding, nulls in
-    dictionaries, dictionaries inside other types.
-    """
-    for position, field in enumerate(table.schema):
-        column = table.column(position)
-        kind = _plain_type(field.type, whole=True)
-        if pa.types.is_dictionary(kind) and any(
-            chunk.dictionary.null_count for chunk in column.chunks
-        ):
-            kind = kind.value_type
-        if kind != field.type:
-            column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
-            table = table.set_column(position, field.with_type(kind), column)
-    return table
-
-
-def _plain_schema(schema: pa.Schema) -> pa.Schema:
-    fields = [field.with_type(_plain_type(field.type, whole=True)) for field in schema]
-    return pa.schema(fields, schema.metadata)
-
-
-def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_run_end_encoded(chunk.type):
-        chunk = pc.run_end_decode(chunk)
-    # `cast` cannot change the text type inside a dictionary, so its values are cast instead.
-    if pa.types.is_dictionary(chunk.type):
-        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
-        values = (
-            chunk.dictionary
-            if chunk.dictionary.type == value_type
-            else chunk.dictionary.cast(value_type)
-        )
-        return (
-            pa.DictionaryArray.from_arrays(chunk.indices, values)
-            if kind != value_type
-            else values.take(chunk.indices)
-        )
-    if chunk.type == kind:
-        return chunk
-    # pyarrow 26: casting a list view drops the last offset, and casting a fixed-size list of length
-    # 0 fails; both are built from Python values.
-    cast_fails = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
-    return build(python_values(chunk), kind) if cast_fails else chunk.cast(kind)
-
-
-def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
-    """The type in a plain layout. Only the type of a `whole` column may be a dictionary."""
-    if kind == pa.string_view():
-        return pa.large_string()
-    if kind == pa.binary_view():
-        return pa.large_binary()
-    if pa.types.is_run_end_encoded(kind):
-        return _plain_type(kind.value_type)
-    if pa.types.is_dictionary(kind):
-        # Always unordered: a Polars Enum's dictionary is ordered, but `from_arrays` and Parquet
-        # lose that.
-        plain = _plain_type(kind.value_type)
-        if not whole:
-            return plain
-        return kind if plain == kind.value_type else pa.dictionary(kind.index_type, plain)
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    for is_list, make in _LISTS:
-        if is_list(kind):
-            return make(kind.value_field.with_type(_plain_type(kind.value_type)))
-    if pa.types.is_fixed_size_list(kind):
-        # Parquet writes length 0 but cannot read it back; -1 makes it a list of any length.
-        return pa.list_(
-            kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1
-        )
-    return kind
-
-
-_LISTS = (
-    (pa.types.is_list, pa.list_),
-    (pa.types.is_large_list, pa.large_list),
-    (pa.types.is_list_view, pa.list_),
-    (pa.types.is_large_list_view, pa.large_list),
-)

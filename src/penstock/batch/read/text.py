@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, TextIO, cast
 import msgspec
 
 from penstock.batch.read.compressed import MAGIC
-from penstock.batch.read.files import DataFile, FileSource, reading
+from penstock.batch.read.file_source import FileSource
+from penstock.batch.read.files import DataFile, reading
 from penstock.batch.read.sources import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -55,6 +56,10 @@ _TABS = re.compile(r"\.(tsv|tab)(\.\w+)?(\?.*)?$", re.IGNORECASE)
 _NO_END = "a quote that begins here has no end"
 _MALFORMED = (
     f"a quote stands in the wrong place, or a field is longer than {_MAX_FIELD >> 20} Mi characters"
+)
+_NOT_UTF8 = (
+    "invalid UTF-8. If the file has the code page of Windows, as Excel saves CSV,"
+    " `iconv -f WINDOWS-1252 -t UTF-8` converts it"
 )
 
 
@@ -296,7 +301,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
                     yield reader.line_num, fields, None
                 elif fields:
                     mended = [_LONE.sub("\ufffd", field) for field in fields]
-                    yield reader.line_num, mended, "invalid UTF-8"
+                    yield reader.line_num, mended, _NOT_UTF8
 
 
 def _separator(line: str, path: str) -> str:

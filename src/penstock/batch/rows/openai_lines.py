@@ -8,7 +8,8 @@ request and its place, so that a job that was interrupted gives the same lines a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -263,6 +264,10 @@ def read_line(url: str, body: Any, adapter: str | None) -> Asked:
         raise in_words_of(parsed, error) from None
 
 
+LONG_LINE = 1 << 16
+"""Bytes of a line from which on a thread reads its body: its many parts would hold up whatever else
+runs in the event loop, such as the requests of a server.
+"""
 KEYS = frozenset({"custom_id", "method", "url", "body"})
 MESSAGES = "/v1/messages"
 
@@ -302,10 +307,35 @@ class OpenAILines(EngineForm):
         self._seen: set[int] = set()
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
 
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        short: list[Row] = []
+        for row in rows:
+            if row.nbytes > LONG_LINE and row.sound is not None:
+                if short:
+                    yield short
+                await asyncio.to_thread(self._try_read, row)
+                short = []
+            short.append(row)
+        yield short
+
     def prepare(self, row: Row) -> None:
         values = row.values
         assert values is not None
         self._check_line(values)
+        if row.request is None:
+            self._read(row, values)
+        elif isinstance(row.request, Exception):
+            raise row.request
+
+    def _try_read(self, row: Row) -> None:
+        """As `_read`, without a look at the line's other fields. The error becomes the request."""
+        try:
+            self._read(row, row.values or {})
+        except Exception as error:  # also of a line that has no body
+            row.request = error
+
+    def _read(self, row: Row, values: Mapping[str, Any]) -> None:
+        """Set what the row's body decides: the request, digest and prefix."""
         url, body = values["url"], values["body"]
         model = body.get("model") if isinstance(body, Mapping) else None
         adapter = None

@@ -190,11 +190,13 @@ class ColumnRequests(EngineForm):
         content: Any
         if self._template is not None:
             content = text = self._template.render(values)
+            row.blank = self._template.is_blank(values)
             parts: Any = text
             if self._image is not None:
                 if self._image not in values:
                     raise RequestError(f"the row has no column '{self._image}'", param=self._image)
                 if images := list(chain.from_iterable(row.images or ())):
+                    row.blank = False
                     content = [*images, text]
                     parts = [*map(part_with, images), {"type": "text", "text": text}]
                     text = f"{' '.join(map(name_of, images))} {text}"
@@ -428,6 +430,13 @@ class Template:
                     raise RequestError(f"the row has no column '{column}'", param=column) from None
                 pieces.append(value if isinstance(value, str) else as_text(value))
         return "".join(pieces)
+
+    def is_blank(self, values: Mapping[str, Any]) -> bool:
+        """Whether all columns of the template are null or white space in a row."""
+        found = [values[column] for column in self.columns]
+        return bool(found) and all(
+            value is None or (isinstance(value, str) and not value.strip()) for value in found
+        )
 
 
 def as_text(value: Any) -> str:

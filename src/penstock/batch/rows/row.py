@@ -89,7 +89,8 @@ class Row(Struct, eq=False):
     was found out ahead. `failed_before` is why the row failed in the processor that it comes from.
     `longest` is how many tokens its answer may have, 0 if there is no limit. `images` are the URIs
     of the images that were loaded for it, a list for each value, such as a PDF with its pages.
-    `key` is a hash of its key in an incremental job, 0 in other jobs.
+    `key` is a hash of its key in an incremental job, 0 in other jobs. `blank`: its prompt has
+    nothing of the row, as the columns that it is made of are empty.
     """
 
     index: int
@@ -107,6 +108,7 @@ class Row(Struct, eq=False):
     images: list[list[str]] | None = None
     failed_before: RowError | None = None
     key: int = 0
+    blank: bool = False
 
     @property
     def sound(self) -> dict[str, Any] | None:

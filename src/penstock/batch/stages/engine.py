@@ -151,7 +151,7 @@ class EngineRequests:
         if tools is not None:
             tools = list(tools) or None
         # Only a conversation can be shortened without harm to the template, or be continued.
-        whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()
+        whole = tools or not self._templated or row.get("prompt") is None or self.repair != Repair()
         if self._chat and row.get("messages") is not None and whole:
             return self._conversation(
                 row,

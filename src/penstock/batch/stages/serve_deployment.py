@@ -148,8 +148,9 @@ class DeploymentRequests:
         return self._groups[str(name)].ask
 
     async def _answer(self, method: str, body: dict[str, Any], name: str) -> dict[str, Any]:
-        model = body.get("model") or getattr(self._handle, "model_id", None) or self._names[0]
-        adapter = model.partition(":")[2] or None if isinstance(model, str) else None
+        served = getattr(self._handle, "model_id", None)
+        model = body.get("model") or served or self._names[0]
+        adapter = adapter_of(model, served) if isinstance(model, str) else None
         created = int(time.time())
         if method == "embeddings":
             embedding = parse_body(EmbeddingBody, body)
@@ -231,6 +232,14 @@ class Group:
         for (_, answer), one in zip(waiting, answers, strict=True):
             if not answer.done():
                 answer.set_result(one)
+
+
+def adapter_of(name: str, model_id: str | None) -> str | None:
+    """The adapter in "base:adapter". The base's own name may have colons, too."""
+    if name == model_id:
+        return None
+    base = f"{model_id}:"
+    return name[len(base) :] if name.startswith(base) else name.partition(":")[2] or None
 
 
 async def answer_of(method: Callable[[Any], Any], request: Any) -> Any:

@@ -71,11 +71,13 @@ class ChatTemplates(_OnEngine):
         if row.get("messages") is None and raw:
             return {}
         messages = conversation(row)
+        # The conversation is what is asked: its prompt takes the place of what the row came with.
+        replaced = dict.fromkeys(row.keys() & {"prompt", "tokenized_prompt"})
         tools = row.get("tools")
         if (tools is not None and len(tools)) or self._render is None or not _is_text(messages):
             # The engine fills its template itself: it must know the tools to read the calls, and
             # the images.
-            return {}
+            return replaced
         variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
         fill = partial(
             self._render,
@@ -84,7 +86,7 @@ class ChatTemplates(_OnEngine):
             variables=variables,
             continue_final_message=begun_by_assistant(messages),
         )
-        return {"prompt": await self._offload.submit(fill)}
+        return {**replaced, "prompt": await self._offload.submit(fill)}
 
 
 class Tokens(_OnEngine):

@@ -258,7 +258,8 @@ def python_values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
         meanings = python_values(array.dictionary)
         return [None if index is None else meanings[index] for index in array.indices.to_pylist()]
     if pa.types.is_run_end_encoded(kind):
-        return python_values(pc.run_end_decode(array))
+        meanings = python_values(array.values)
+        return [meanings[number] for number in run_numbers(array).to_pylist()]
     if pa.types.is_struct(kind):
         columns = [python_values(column) for column in array.flatten()]
         names = [field.name for field in kind]
@@ -273,6 +274,15 @@ def python_values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
     parts = iter(python_values(array.flatten()))
     lengths = pc.list_value_length(array).to_pylist()
     return [None if length is None else [next(parts) for _ in range(length)] for length in lengths]
+
+
+def run_numbers(array: pa.Array) -> pa.Array:
+    """For each row of a run-end encoded array, which of its `values` it has. `pc.run_end_decode`
+    knows few types of values.
+    """
+    numbers = pa.array(range(len(array.values)), pa.int64())
+    runs = pa.RunEndEncodedArray.from_arrays(array.run_ends, numbers)
+    return pc.run_end_decode(runs.slice(array.offset, len(array)))
 
 
 def of_arrow(value: Any) -> Any:

@@ -12,7 +12,13 @@ from penstock.cli.serve.vllm_flags import origins
 from penstock.errors import ConfigError
 from penstock.serve.api.auth import load_keys
 from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.config.settings import BatchSettings, HttpSettings, Limits, StoreSettings
+from penstock.serve.config.settings import (
+    BatchSettings,
+    HttpSettings,
+    Limits,
+    StoreSettings,
+    check_without_engine,
+)
 
 
 def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> HttpSettings:
@@ -21,12 +27,8 @@ def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> 
     together.
     """
     file = args.http
-    if file.engine_app is not None and runtime == "ray":
-        raise ConfigError(
-            "is for the local runtime",
-            field="http.engine_app",
-            hint="The engines run in other processes.",
-        )
+    if runtime == "ray":
+        check_without_engine(file)
     names = [part for part in Limits.__struct_fields__ if options.get(part) is not None]
     limits = {name: options[name] for name in names}
     if options["max_body_mb"] is not None:

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from penstock.errors import EngineError
+
 Path = tuple[int, ...]
 
 
@@ -50,13 +52,19 @@ class Shares(Struct, frozen=True):
 def shares(trie: Trie, logprobs: Mapping[Path, Sequence[float]]) -> Shares:
     """Probabilities of a trie's labels from the log probabilities of the tokens in its `parting`.
 
-    A place where the model gives nothing to any of them is shared equally.
+    A place where the model gives nothing to any of them is shared equally. Raises `EngineError` for
+    what is no number.
     """
     branches: dict[Path, dict[int | None, float]] = {}
     mass = 1.0
     for count, (place, tokens) in enumerate(trie.parting.items()):
         chances = [math.exp(value) for value in logprobs[place]]
         whole = math.fsum(chances)
+        if math.isnan(whole):
+            raise EngineError(
+                "the model gives probabilities that are no numbers (NaN): its weights are damaged,"
+                " or too large for its precision"
+            )
         each: dict[int | None, float] = dict(zip(tokens, chances, strict=True))
         if place in trie.ends:
             each[None] = max(1.0 - whole, 0.0)

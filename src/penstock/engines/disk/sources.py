@@ -47,7 +47,7 @@ def model_for(source: str) -> str:
     if source == demo.MODEL_NAME:
         return str(demo.model_path("huggingface"))
     path = Path(source).expanduser()
-    if path.exists():
+    if os.path.exists(path):
         return str(path)
     if source.startswith(("/", ".", "~")):
         raise EngineStartError(f"there is no model directory '{source}'")
@@ -127,7 +127,7 @@ def check_adapter(name: str, path: str, most: Any = None) -> None:
     for a rank above `most`, an engine's `max_lora_rank`.
     """
     directory = Path(path)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise ModelNotFoundError(f"adapter '{name}': there is no directory '{path}'", param="model")
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():

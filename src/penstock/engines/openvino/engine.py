@@ -12,7 +12,6 @@ import msgspec
 from penstock.config import parse_options
 from penstock.cores import usable_cores
 from penstock.engines.base import Stated
-from penstock.engines.chat_template import check_variables, read_template, template_options
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.disk.sources import check_adapter, describe
@@ -47,6 +46,11 @@ from penstock.engines.openvino.options import (
 from penstock.engines.process import Call
 from penstock.engines.sampling import naming_input
 from penstock.engines.tasks import Batches
+from penstock.engines.templates.chat_template import (
+    check_variables,
+    read_template,
+    template_options,
+)
 from penstock.engines.token_engine import GenerateRequest
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError, EngineStartError, RequestError, UnsupportedError

@@ -16,7 +16,6 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.chat_template import TAGS
 from penstock.engines.openvino.lanes.vision import check_marks, image_reader, mark_ids, with_tags
 from penstock.engines.openvino.model.files import Pooling, read_config
 from penstock.engines.openvino.model.vision_files import (
@@ -29,6 +28,7 @@ from penstock.engines.openvino.pipeline import own_template
 from penstock.engines.openvino.tasks import Embedded, Embedding
 from penstock.engines.process import Call, Failed
 from penstock.engines.sampling import naming_input
+from penstock.engines.templates.chat_template import TAGS
 from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _LONGEST = 200

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities, Stated
-from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.decisions.prompts import RequestTexts
 from penstock.engines.decisions.trie import Shares
 from penstock.engines.sampling import (
@@ -37,6 +36,7 @@ from penstock.engines.simulated.answers import (
 from penstock.engines.simulated.options import COSTS_ONLY, SimulatedOptions
 from penstock.engines.simulated.shared_steps import Running, SharedSteps
 from penstock.engines.tasks import Batches
+from penstock.engines.templates.chat_template import PLAIN, ChatTemplate
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
     EngineDeadError,

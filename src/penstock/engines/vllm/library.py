@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from penstock.engines.vllm.options import version_note
 from penstock.errors import (
     ContextLengthError,
@@ -106,3 +108,9 @@ def one_line(error: BaseException) -> str:
     """The text of an error on one line, of at most 600 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 600 else f"{text[:600]} …"
+
+
+def special_tokens(tokenizer: Any) -> dict[str, str]:
+    """Special tokens by the names that templates use."""
+    names = getattr(tokenizer, "special_tokens_map", {})
+    return {name: text for name, text in names.items() if isinstance(text, str)}

@@ -329,7 +329,9 @@ def check_server_options(given: Mapping[str, Any]) -> None:
                 hint=instead,
             )
     if (variables := given.get("default_chat_template_kwargs")) is not None:
-        from penstock.engines.chat_template import check_variables  # late: Jinja comes with it
+        from penstock.engines.templates.chat_template import (
+            check_variables,  # late: Jinja comes with it
+        )
 
         check_variables(variables)
     if given.get("tool_call_parser"):

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate, read_template, refuse_taken
 from penstock.engines.sampling import check_id_range, most_new_tokens
+from penstock.engines.templates.chat_template import (
+    CHANGED,
+    PLAIN,
+    ChatTemplate,
+    read_template,
+    refuse_taken,
+)
 from penstock.engines.vllm.library import (
     ChatCompletionToolsParam,
     ChatParams,
@@ -21,6 +27,7 @@ from penstock.engines.vllm.library import (
     StructuredOutputsParams,
     ThreadSafeHFTokenizerMixin,
     is_mistral_tokenizer,
+    special_tokens,
 )
 from penstock.engines.vllm.translation import PlainText
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError, context_overflow
@@ -95,8 +102,7 @@ class Prompts:
         )
         self.tokenizer = front.llm.tokenizer
         self._renderer = front.llm.renderer
-        # As in vLLM's server: templates write special tokens. The default for a model that reads
-        # more than texts adds the tokenizer's once more.
+        # As in vLLM's server. The default adds special tokens that the template has written.
         self._chat_tokens = self._renderer.default_chat_tok_params.with_kwargs(
             add_special_tokens=False
         )
@@ -153,7 +159,7 @@ class Prompts:
         template = self.text_template
         kind = type(self.tokenizer).__name__
         return TokenizerInfo(
-            kind, template.source if template else None, _special_tokens(self.tokenizer)
+            kind, template.source if template else None, special_tokens(self.tokenizer)
         )
 
     def text(self, ids: list[int]) -> str:
@@ -365,7 +371,7 @@ class Prompts:
         if self.tokenizer is None or self._tokenized_by_template:
             return None
         found = self.template or getattr(self.tokenizer, "chat_template", None)
-        return ChatTemplate(found, {**_special_tokens(self.tokenizer), **self.variables})
+        return ChatTemplate(found, {**special_tokens(self.tokenizer), **self.variables})
 
     def room(self, prompt: Any, max_tokens: int | None, whole: bool = False) -> int:
         """How many tokens the answer may have: `max_tokens`, or what the context leaves if that is
@@ -430,12 +436,6 @@ class Prompts:
         count = getattr(error, "value", None)
         known = isinstance(count, int) and count > self.context_length + 1
         return context_overflow(self.context_length, count if known else None)
-
-
-def _special_tokens(tokenizer: Any) -> dict[str, str]:
-    """Special tokens by the names that templates use."""
-    names = getattr(tokenizer, "special_tokens_map", {})
-    return {name: text for name, text in names.items() if isinstance(text, str)}
 
 
 def _cut(params: Any, sampling: Sampling) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.templates.chat_template import ChatTemplate
 from penstock.errors import EngineError, RequestError
 from penstock.types import (
     Delta,

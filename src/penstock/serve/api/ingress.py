@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
@@ -107,7 +108,7 @@ class IngressApp:
                 else one
                 for one in endpoints
             )
-        routes: list[BaseRoute] = [Route(one.path, one, methods=[one.method]) for one in endpoints]
+        routes: list[BaseRoute] = [_Exact(one.path, one, methods=[one.method]) for one in endpoints]
         if settings.engine_app is not None:
             own = EngineApp(ingress.models, settings.engine_app)
             routes.append(Mount(settings.engine_app, own))
@@ -139,6 +140,14 @@ class IngressApp:
         if root and scope["type"] == "http" and scope["path"].startswith(root + "/"):
             scope = {**scope, "path": scope["path"].removeprefix(root)}
         await self._app(scope, receive, send)
+
+
+class _Exact(Route):
+    """A route whose path ends where it ends: the `$` of Starlette lets a line break follow."""
+
+    def __init__(self, path: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(path, *args, **kwargs)
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
 
 
 _CONTROL_PATHS = frozenset(one.path for one in CONTROL_ENDPOINTS)

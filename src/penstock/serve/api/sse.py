@@ -25,6 +25,40 @@ STREAM_HEADERS = [
 ]
 
 
+class StreamUsage(UsageTotal):
+    """The usage of a stream that may break off. Answers without an end count with the tokens that
+    came, or the pieces where an engine gives no ids.
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._prompts: dict[int, Usage] = {}
+        self._tokens: dict[int, int] = {}
+
+    def take(self, batch: Sequence[Delta]) -> int:
+        """Count deltas. Returns how many answers end with them."""
+        tokens, ended = self._tokens, 0
+        for delta in batch:
+            index = delta.index
+            if delta.finish_reason is not None:
+                ended += 1
+                tokens.pop(index, None)
+                self.add(delta)
+                continue
+            if delta.usage is not None:
+                self._prompts[index] = delta.usage
+            came = len(delta.token_ids) or len(delta.chunks) or bool(delta.text)
+            tokens[index] = tokens.get(index, 0) + came
+        return ended
+
+    def end(self) -> Usage:
+        """The usage when no more deltas come."""
+        for index, count in self._tokens.items():
+            known = self._prompts.get(index, Usage())
+            self._usages.append((index, known + Usage(completion_tokens=count)))
+        return self.usage
+
+
 class EventStream(Response):
     """Sends deltas as server-sent events.
 
@@ -39,8 +73,8 @@ class EventStream(Response):
         self._exchange = exchange
         self.batches = batches
         self._framer = framer
-        self._n = n
         self._open = n * prompts
+        self._usage = StreamUsage(n)
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,10 +95,11 @@ class EventStream(Response):
                         "more_body": False,
                     }
                 )
+        finally:
+            exchange.usage = self._usage.end()
 
     async def _run(self, send: Send) -> None:
         exchange, framer, clock = self._exchange, self._framer, time.perf_counter
-        total = UsageTotal(self._n)
         async with exchange.interrupt() as interrupt, aclosing(self.batches) as batches:
             more = True
             while more:
@@ -73,10 +108,7 @@ class EventStream(Response):
                 now = clock()
                 exchange.engine_seconds += now - asked
                 exchange.deltas += len(batch)
-                for delta in batch:
-                    if delta.finish_reason is not None:
-                        self._open -= 1
-                        total.add(delta)
+                self._open -= self._usage.take(batch)
                 # A framer numbers its events, so the first events must be made first.
                 chunk = b"" if self._begun else framer.open()
                 chunk += b"".join([framer.frame(delta) for delta in batch])
@@ -85,7 +117,6 @@ class EventStream(Response):
                     # Read to the end, so that the slot is free when the client has its full answer.
                     async for _ in batches:
                         pass
-                    exchange.usage = total.usage
                     chunk += framer.close()
                     interrupt.finished()
                 if not self._begun:

@@ -102,7 +102,7 @@ class FormEngine(LLMEngine):
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         task = task_of(request)
         answer = self._ask(task, request)
-        async with aclosing(batches_of(answer, request.n, self._shown)) as batches:
+        async with aclosing(batches_of(answer, request, self._shown)) as batches:
             async for batch in batches:
                 yield batch
 

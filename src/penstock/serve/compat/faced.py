@@ -47,9 +47,8 @@ class FacedModel(ModelView):
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         task, face = task_of(request), await self._face()
         if task in self._own:
-            batches = batches_of(
-                asked(face, task, request, self.model_id), request.n, self._shown(face)
-            )
+            answer = asked(face, task, request, self.model_id)
+            batches = batches_of(answer, request, self._shown(face))
         else:
             batches = self._model.generate(request)
         async with aclosing(batches):

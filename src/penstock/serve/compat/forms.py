@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
+from penstock.engines.remote.answers import parse_chunk
 from penstock.engines.remote.requests import chat_body, completion_body, task_body
 from penstock.engines.remote.results import read_task
 from penstock.engines.remote.stream import EventReader, StreamReader
@@ -147,23 +148,50 @@ def _name(request: ChatRequest | CompletionRequest, model: str) -> str:
 
 async def items(answer: Any) -> AsyncGenerator[Any, None]:
     """What a method of Ray's form gives, one by one: it is a generator, or a coroutine of one or
-    of a result.
+    of a result. Raises what it raises, or the error that this stands for (`told_by`).
     """
-    if inspect.isawaitable(answer):
-        answer = await answer
-    if not hasattr(answer, "__aiter__"):
-        yield answer
-        return
-    async with aclosing(answer):
-        async for item in answer:
-            yield item
+    try:
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if not hasattr(answer, "__aiter__"):
+            yield answer
+            return
+        async with aclosing(answer):
+            async for item in answer:
+                yield item
+    except Exception as error:
+        if (told := told_by(error)) is None:
+            raise
+        raise told from error
 
 
-async def batches_of(answer: Any, n: int, where: str) -> Batches:
-    """The deltas of an answer in Ray's form, to a request for `n` answers. Raises the error that it
-    has; `where` calls its author.
+def told_by(error: Any) -> PenstockError | None:
+    """What a user's exception tells a client, as Ray reads it: by its `status_code`, or because
+    pydantic found a value wrong. None for any other, and for our own.
     """
-    reader, events = StreamReader(n, where), EventReader()
+    if isinstance(error, PenstockError):
+        return None
+    if type(error).__module__.startswith("pydantic"):
+        return misfit(error) if hasattr(error, "errors") else None
+    status = getattr(error, "status_code", None)
+    if not isinstance(status, int) or not 400 <= status < 600:
+        return None
+    message = getattr(error, "detail", None) or getattr(error, "message", None) or error
+    return _error({"message": message, "code": status})
+
+
+def misfit(error: Any) -> RequestError:
+    """What pydantic found wrong in a request."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    return RequestError(f"{where or 'the body'}: {first['msg']}", param=where or None)
+
+
+async def batches_of(answer: Any, request: ChatRequest | CompletionRequest, where: str) -> Batches:
+    """The deltas of an answer in Ray's form: of events as text, of the objects that a stream
+    consists of, or of a whole response. Raises the error that it has; `where` calls its author.
+    """
+    reader, events = StreamReader(request.n, where), EventReader()
     async with aclosing(items(answer)) as given:
         async for item in given:
             for one in item if isinstance(item, list) else [item]:
@@ -172,10 +200,15 @@ async def batches_of(answer: Any, n: int, where: str) -> Batches:
                     if events.error and not reader.ended:
                         reader.fail(events.error)
                 else:
-                    deltas = reader.whole(json_of(one))
+                    body = json_of(one)
+                    whole = not request.stream or any(
+                        choice.message for choice in parse_chunk(body, where).choices or ()
+                    )
+                    deltas = reader.whole(body) if whole else reader.feed([body])
                 if deltas:
                     yield deltas
-    if not reader.ended and (deltas := reader.close(events.stray)):
+    # Who gives no more has ended its answer: a generator breaks off by raising.
+    if not reader.ended and (deltas := reader.close(events.stray, done=True)):
         yield deltas
 
 

@@ -28,7 +28,7 @@ from penstock.serve.api.ingress import IngressApp
 from penstock.serve.api.routes import CONTROL_ENDPOINTS
 from penstock.serve.compat.asking import Answer, ask
 from penstock.serve.compat.faced import check_class, is_foreign
-from penstock.serve.compat.forms import METHODS, body_of, form_of
+from penstock.serve.compat.forms import METHODS, body_of, form_of, misfit, told_by
 from penstock.serve.compat.hosts import hosts
 from penstock.serve.compat.models import (
     REQUESTS,
@@ -400,7 +400,7 @@ def _with_form(method: Any) -> Any:
             try:
                 body = TranscriptionRequest.model_validate(as_values(form.multi_items()))
             except ValidationError as error:
-                raise _misfit(error) from None
+                raise misfit(error) from None
             answer: Response = await method(body, request)
             return answer
 
@@ -429,7 +429,7 @@ async def _failed(request: Request, error: Any) -> Response:
 
 async def _crashed(request: Request, error: Any) -> Response:
     request.scope[_ANSWERED].append(error)
-    return await _failed(request, error)
+    return await _failed(request, told_by(error) or error)
 
 
 async def _refused(request: Request, error: Any) -> Response:
@@ -438,11 +438,4 @@ async def _refused(request: Request, error: Any) -> Response:
 
 
 async def _wrong(request: Request, error: Any) -> Response:
-    return await _failed(request, _misfit(error))
-
-
-def _misfit(error: Any) -> RequestError:
-    """What pydantic found wrong in a request."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    return RequestError(f"{where or 'the body'}: {first['msg']}", param=where or None)
+    return await _failed(request, misfit(error))

@@ -15,6 +15,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.errors import PenstockError
+from penstock.openai.audio import TranscriptionBody
 from penstock.openai.embeddings_api import EmbeddingBody
 from penstock.openai.extensions import DetokenizeBody, ScoreBody, TokenizeBody
 from penstock.openai.requests import ChatBody, CompletionBody
@@ -52,10 +53,10 @@ _OF_FORM: dict[tuple[type[msgspec.Struct], str], Any] = {
 
 
 @cache
-def _defaults(form: type[msgspec.Struct]) -> dict[str, Any]:
-    found = {one.name: one.default for one in msgspec.structs.fields(form)}
-    return {
-        name: _OF_FORM.get((form, name), _VLLMS.get(name))
+def _defaults(cls: type[Request]) -> dict[str, Any]:
+    found = {one.name: one.default for one in msgspec.structs.fields(cls.form)}
+    return cls.others | {
+        name: _OF_FORM.get((cls.form, name), _VLLMS.get(name))
         if value in (None, msgspec.NODEFAULT)
         else value
         for name, value in found.items()
@@ -63,11 +64,16 @@ def _defaults(form: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 class Request(Open):
-    """A request; fields of `form` that it does not have read as their defaults, those of vLLM. A
-    list is the request's own from then on, so that it can be added to.
+    """A request; fields of `form` that it does not have read as their defaults, those of vLLM, and
+    so do `others`, which vLLM has and the HTTP API lacks. A list is the request's own from then on,
+    so that it can be added to.
     """
 
     form: ClassVar[type[msgspec.Struct]]
+    others: ClassVar[dict[str, Any]] = {
+        **dict.fromkeys(("session_id", "stream_interval", "prompt_embeds")),
+        **dict.fromkeys(("return_token_offsets", "return_assistant_tokens_mask"), False),
+    }
     model: str | None = None
     request_id: str = Field(default_factory=_new_id)
 
@@ -81,7 +87,7 @@ class Request(Open):
             try:
                 return super().__getattr__(name)
             except AttributeError:
-                defaults = _defaults(type(self).form)
+                defaults = _defaults(type(self))
                 if name not in defaults:
                     raise
                 if isinstance(defaults[name], list):
@@ -141,11 +147,17 @@ class DetokenizeRequest(Request):
     tokens: list[int]
 
 
-class TranscriptionRequest(Open):
+class TranscriptionRequest(Request):
     """`file` is the sound: bytes, a file, or an upload of Starlette's."""
 
+    form = TranscriptionBody
+    others: ClassVar[dict[str, Any]] = {
+        **dict.fromkeys(("seed", "top_p", "top_k", "min_p", "repetition_penalty", "vllm_xargs")),
+        **{"frequency_penalty": 0.0, "presence_penalty": 0.0, "length_penalty": 1.0, "n": 1},
+        **{"use_beam_search": False, "include_stop_str_in_output": False},
+        **{"stream_include_usage": False, "stream_continuous_usage_stats": False},
+    }
     file: Any
-    model: str | None = None
     language: str | None = None
     prompt: str = ""
     response_format: str = "json"
@@ -153,7 +165,6 @@ class TranscriptionRequest(Open):
     stream: bool | None = False
     timestamp_granularities: list[str] = []
     max_tokens: int | None = None
-    request_id: str = Field(default_factory=_new_id)
 
 
 # Responses: the fields of vLLM's, so that each can be read, and is shown, whether it is set or not

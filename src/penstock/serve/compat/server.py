@@ -81,7 +81,7 @@ class LLMServer(metaclass=_Awaited):
     _default_engine_cls: ClassVar[Any] = None
     _host: Host | None = None
     _about: Mapping[str, Any] = {}
-    engine: LLMEngine | None = None
+    _engine: LLMEngine | None = None
     _app: ASGIApp | None = None
 
     if TYPE_CHECKING:  # what a call gives is awaited before it is an instance
@@ -156,8 +156,16 @@ class LLMServer(metaclass=_Awaited):
             config = self._llm_config
             model.server.store = _DownloadedAdapters(config, self._model_downloader)
         await self._host.start()
-        self.engine = model.server.engine
+        self._engine = model.server.engine
         self._app = None
+
+    @property
+    def engine(self) -> Any:
+        """The running engine, which is that of `engine_cls` where a class is given; None before
+        `start`.
+        """
+        engine: Any = self._engine
+        return engine if engine is None or not engine.in_rays_form else engine.inner
 
     async def _made_host(self) -> Host:
         own = self._own_config(self._llm_config)
@@ -317,7 +325,7 @@ class LLMServer(metaclass=_Awaited):
         return self._app
 
     def _started(self) -> LocalModel:
-        if self._host is None or self.engine is None:
+        if self._host is None or self._engine is None:
             raise RequestError("the server is not started: await its start()")
         model: LocalModel = self._host.model
         return model
@@ -388,7 +396,7 @@ class LLMServer(metaclass=_Awaited):
         await self._operate("unload_lora_adapter", {"lora_name": lora_name})
 
     async def _operate(self, method: str, options: Mapping[str, Any]) -> Any:
-        if self.engine is None:
+        if self._engine is None:
             return None
         parsed = parse_control(method, options)
         return await getattr(self._started().server, method)(**parsed)

@@ -26,6 +26,16 @@ def check_keys(keys: Iterable[str], field: str) -> None:
             )
 
 
+def check_without_engine(settings: HttpSettings) -> None:
+    """Raise `ConfigError` for what an ingress whose engines run in other processes cannot have."""
+    if settings.engine_app is not None:
+        raise ConfigError(
+            "is for the local runtime",
+            field="http.engine_app",
+            hint="The engines run in other processes.",
+        )
+
+
 class Limits(Struct, frozen=True, kw_only=True):
     """Limits for one request, and for all at once. None is no limit.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,7 +195,7 @@ def local_files(config: LLMConfig) -> Path | None:
     if source == demo.MODEL_NAME:
         return demo.model_path("openvino" if config.engine_name == "openvino" else "huggingface")
     path = Path(source).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # not path.exists(), which raises OSError for a name that is too long
         return path
     cache = hub_folder(source)
     try:

@@ -36,13 +36,14 @@ from penstock.errors import (
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, Change
 from penstock.llm_config import LLMConfig
 from penstock.observability import request_id, span
-from penstock.openai.responses import UsageTotal, error_body
+from penstock.openai.responses import error_body
 from penstock.serve.api.endpoints import control
 from penstock.serve.api.exchange import Exchange, IngressState, log_access, note_on_span
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import too_large
 from penstock.serve.api.routes import Endpoint
+from penstock.serve.api.sse import StreamUsage
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, listen
@@ -135,21 +136,21 @@ class CallAnswer:
             await self._begin()
             await self._part(pack(result), more=False)
             return
-        total = UsageTotal(request.n)
+        total = StreamUsage(request.n)
         batches = generated(handle, request)
-        async with aclosing(whole(batches) if call.whole else batches) as batches:
-            async for batch in batches:
-                now = clock()
-                exchange.engine_seconds += now - asked
-                for delta in batch:
-                    if delta.finish_reason is not None:
-                        total.add(delta)
-                if not exchange.status:
-                    exchange.first_token_at = None if call.whole else now
-                    await self._begin()
-                await self._part(pack(batch))
-                asked = clock()
-        exchange.usage = total.usage
+        try:
+            async with aclosing(whole(batches) if call.whole else batches) as batches:
+                async for batch in batches:
+                    now = clock()
+                    exchange.engine_seconds += now - asked
+                    total.take(batch)
+                    if not exchange.status:
+                        exchange.first_token_at = None if call.whole else now
+                        await self._begin()
+                    await self._part(pack(batch))
+                    asked = clock()
+        finally:
+            exchange.usage = total.end()
         interrupt.finished()
         if not exchange.status:
             await self._begin()

@@ -138,12 +138,17 @@ class Lives:
         self._descriptor: int | None = None
 
     def hold(self) -> str:
-        """Take the own lock, if not yet held. Returns the name of this server."""
+        """Take the own lock, if not yet held. Returns the name of this server. Raises `OSError`."""
         if self._descriptor is None:
-            self._descriptor = private_files.opener(
-                str(self._file(self.own)), os.O_RDWR | os.O_CREAT
-            )
-            private_files.lock(self._descriptor)
+            file = self._file(self.own)
+            descriptor = private_files.opener(file, os.O_RDWR | os.O_CREAT)
+            try:
+                private_files.lock(descriptor)
+            except OSError:  # others must not take this server for a dead one later
+                os.close(descriptor)
+                file.unlink(missing_ok=True)
+                raise
+            self._descriptor = descriptor
         return self.own
 
     def lives(self, server: str) -> bool:

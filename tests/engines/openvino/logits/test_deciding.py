@@ -1,5 +1,7 @@
 """Decisions of the embedded engine, held against log probabilities read token by token."""
 
+import math
+
 import numpy as np
 import pytest
 from openvino_genai import Tokenizer as GenAITokenizer
@@ -87,13 +89,13 @@ def run(deciding, *requests):
     return answers, turns
 
 
-def check(reply, expected):
+def check(reply, expected, tolerance=1e-4):
     assert isinstance(reply, Reply)
     found, _ = reply.value
     for one, other in zip(found, expected, strict=True):
         assert isinstance(one, Shares)
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
-        assert one.mass == pytest.approx(other.mass, rel=1e-3)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=tolerance)
+        assert one.mass == pytest.approx(other.mass, rel=10 * tolerance)
         assert sum(one.probabilities) == pytest.approx(1, abs=1e-6)
 
 
@@ -209,7 +211,8 @@ def test_an_answer_does_not_depend_on_what_is_read_beside_it(tokenizer, exact):
     alone, more = run(Deciding(loaded, tokenizer, 4096, alone=True), *requests)
     assert turns < more
     for number in range(12):
-        check(together[number], alone[number].value[0])
+        # In bf16 the size of a batch changes sums a little, on processors with AMX.
+        check(together[number], alone[number].value[0], 1e-4 if exact else 0.01)
 
 
 class Noting:
@@ -299,6 +302,19 @@ def test_what_does_not_fit_the_context_is_refused(model, tokenizer):
     (refused,) = deciding.turn()
     assert isinstance(refused, Failed)
     assert (refused.id, refused.kind) == (5, "context_length_exceeded")
+
+
+def test_no_numbers_fail_their_request_alone(model, tokenizer, monkeypatch):
+    def trees(asked, behind=False):
+        found = LogitModel.trees(model, asked, behind)
+        return [dict.fromkeys(found[0], [math.nan] * 4), *found[1:]]
+
+    monkeypatch.setattr(model, "trees", trees)
+    requests = [DecideRequest(f"{TEXT}{number}", QUESTIONS[:1]) for number in range(2)]
+    answers, turns = run(Deciding(Loaded(model), tokenizer, 4096, alone=False), *requests)
+    assert turns == 1
+    assert isinstance(answers[0], Failed)
+    assert isinstance(answers[1], Reply)
 
 
 def test_a_model_that_cannot_be_read_fails_the_requests(tokenizer):

@@ -8,7 +8,6 @@ import openvino_genai as genai
 import pytest
 from openvino import opset13 as ops
 
-from penstock.engines.chat_template import TAGS
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.engines.openvino.lanes.vision import Vision
 from penstock.engines.openvino.logits.model import EXACT, LogitModel, Tree, log_softmax
@@ -16,6 +15,7 @@ from penstock.engines.openvino.model.files import LANGUAGE_MODEL, read_config
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import AS_IS, Tokenizer
 from penstock.engines.process import Submit
+from penstock.engines.templates.chat_template import TAGS
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.types import ChoiceQuestion, DecideRequest, Option, PredicateQuestion, Sampling
 from vision_models import bomb, image_file, image_part, vision_model

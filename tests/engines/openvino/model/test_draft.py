@@ -42,6 +42,8 @@ def checked(draft, target, **options):
 def test_a_draft_model_that_is_not_there_is_known_at_the_start(tmp_path):
     with pytest.raises(EngineStartError, match="is no directory with an openvino_model"):
         checked(tmp_path / "none", demo.model_path())
+    with pytest.raises(EngineStartError, match="is no directory with an openvino_model"):
+        checked("a" * 5000, demo.model_path())
 
 
 def test_an_ordinary_one_is_taken(tmp_path):

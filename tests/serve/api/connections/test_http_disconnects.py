@@ -54,6 +54,7 @@ async def test_a_client_that_leaves_frees_its_slot_within_two_steps(
     assert site.ingress.inflight == 0
     assert not site.ingress.live
     assert b'status="499"' in await site.ingress.metrics.render()
+    assert (site.ingress.metrics.of("m").generation_tokens._value.get() > 0) is stream
 
 
 def local_openvino(path: Any, shape: Shape) -> Any:

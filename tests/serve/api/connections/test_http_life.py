@@ -49,7 +49,8 @@ async def test_a_failure_in_the_middle_is_an_event(
     engine = scripted(["a", "b", "c"])
     engine.fail_after = 2
     await engine.start()
-    async with served(handle("m", engine)).client() as client:
+    site = served(handle("m", engine))
+    async with site.client() as client:
         body = {**ASK, "prompt": "x", "input": "x", "max_tokens": 9}
         wanted = {
             "/v1/chat/completions": ("model", "messages", "stream"),
@@ -62,6 +63,7 @@ async def test_a_failure_in_the_middle_is_an_event(
         assert '"a"' in answer.text
         assert marker in answer.text
         assert "the engine broke" in answer.text
+        assert site.ingress.metrics.of("m").generation_tokens._value.get() == 2
         engine.fail_after = 0
         answer = await client.post(path, json={key: body[key] for key in wanted})
         assert answer.status_code == 500
@@ -107,6 +109,7 @@ async def test_drain_aborts_what_takes_too_long(
         assert wire.whole
     assert whole.status == 503
     assert slow.running == 0
+    assert site.ingress.metrics.of("m").generation_tokens._value.get() >= 8
 
 
 class Stalled(Wire):

@@ -26,9 +26,9 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock import lazy
-from penstock.engines.chat_template import TAGS
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.process import Submit
+from penstock.engines.templates.chat_template import TAGS
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:

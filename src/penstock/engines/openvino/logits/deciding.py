@@ -39,7 +39,7 @@ from penstock.engines.openvino.logits.trees import (
 from penstock.engines.openvino.options import failure_of
 from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Reply
-from penstock.errors import PenstockError, context_overflow
+from penstock.errors import EngineError, PenstockError, context_overflow
 from penstock.types import Question, Usage
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Deciding:
                     large.steps = self._steps(large, model)
                 if next(large.steps, _DONE) is not _DONE:
                     return []
-            answers: list[Reply | Failed] = [one.reply() for one in done]
+            answers = [one.reply() for one in done]
         except Exception as error:
             answers = [failure_of(one.number, error) for one in done]
         self._last = done[0].read.ids
@@ -312,12 +312,15 @@ class _Pending:
                 size = len(self._parting((number, place)))
                 self._known[number][place] = list(islice(left, size))
 
-    def reply(self) -> Reply:
+    def reply(self) -> Reply | Failed:
         """The answer, once all is read."""
-        each = [
-            shares(branch.trie, known)
-            for branch, known in zip(self.read.branches, self._known, strict=True)
-        ]
+        try:
+            each = [
+                shares(branch.trie, known)
+                for branch, known in zip(self.read.branches, self._known, strict=True)
+            ]
+        except EngineError as error:  # not of those that were read beside it
+            return failure_of(self.number, error)
         return Reply(self.number, (each, Usage(self.read.size)))
 
     def _parting(self, want: Want) -> tuple[int, ...]:

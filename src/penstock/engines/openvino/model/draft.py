@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from penstock.engines.openvino.model.files import read_config
@@ -24,7 +25,7 @@ def check_draft(options: OpenVINOOptions, target: Path) -> None:
     path = Path(options.draft_model).expanduser()
     named = f"draft_model '{options.draft_model}'"
     model = path / "openvino_model.xml"
-    if not (path if path.suffix == ".gguf" else model).is_file():
+    if not os.path.isfile(path if path.suffix == ".gguf" else model):
         raise EngineStartError(
             f"{named} is no directory with an openvino_model.xml: give a model in OpenVINO's form"
         )

@@ -108,7 +108,7 @@ def check_tokenizer(source: str, task: str) -> None:
         raise EngineStartError(
             "only models that generate text take another tokenizer than their own"
         )
-    if not (Path(source).expanduser() / "openvino_tokenizer.xml").is_file():
+    if not os.path.isfile(Path(source).expanduser() / "openvino_tokenizer.xml"):
         raise EngineStartError(
             f"the tokenizer '{source}' is no directory with an openvino_tokenizer.xml"
         )

@@ -1,35 +1,23 @@
-"""Renders conversations to prompts with a model's own Jinja chat template.
-
-The environment is the one that Hugging Face's templates are written for: sandboxed, blocks trimmed,
-`tojson` without HTML escapes, and the functions `raise_exception` and `strftime_now`
-(https://huggingface.co/docs/transformers/main/en/chat_templating). Where a template knows no tools,
+"""Renders conversations to prompts with a model's own Jinja chat template. Where it knows no tools,
 they become text (`openai.tools`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError
+from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import missing
 
+from penstock.engines.templates.environment import RefusedError, compiled, environment, what_fails
 from penstock.errors import ConfigError, RequestError
 from penstock.openai.tools import arguments_as_objects, content_text, has_tools, tools_as_text
 from penstock.types import ChatRequest, Message
 
-_MOST_TRIED = 50
-"""At most this many messages are tried, to find the one that a template refuses."""
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 """The template of models that have none: the contents, a line each."""
 CHANGED = (
@@ -58,7 +46,7 @@ def read_template(given: str) -> str:
                 value=given,
             ) from None
     try:
-        _compile(text)
+        compiled(text)
     except TemplateSyntaxError as error:
         raise ConfigError(
             f"is no Jinja template: {error.message} (line {error.lineno})",
@@ -237,8 +225,8 @@ class ChatTemplate:
         request, so an error can name the place.
         """
         try:
-            return _compile(source).render(messages=plain, tools=tools, **names)
-        except _RefusedError as error:  # in the words of the template's author
+            return compiled(source).render(messages=plain, tools=tools, **names)
+        except RefusedError as error:  # in the words of the template's author
             raise RequestError(
                 f"the chat template rejected the messages: {error}", param="messages"
             ) from error
@@ -253,9 +241,9 @@ class ChatTemplate:
         except _FAILURES as error:
 
             def filled(some: Sequence[Message]) -> str:
-                return _compile(source).render(messages=some, tools=tools, **names)
+                return compiled(source).render(messages=some, tools=tools, **names)
 
-            param, what = _what_fails(error, filled, plain if as_sent else ())
+            param, what = what_fails(error, filled, plain if as_sent else ())
             raise RequestError(f"the chat template cannot {what}", param=param) from error
 
 
@@ -263,7 +251,7 @@ class ChatTemplate:
 def takes_tools(source: str) -> bool:
     """Whether a template shows tools to the model."""
     try:
-        return "tools" in find_undeclared_variables(_environment().parse(source))
+        return "tools" in find_undeclared_variables(environment().parse(source))
     except TemplateError:
         return False
 
@@ -302,7 +290,7 @@ def _shows(source: str, names: _Names, messages: Sequence[Message], text: str) -
 def _tried(source: str, names: _Names, messages: Sequence[Message]) -> str | None:
     """The prompt for messages that nobody sent; None where the template does not take them."""
     try:
-        filled: str = _compile(source).render(
+        filled: str = compiled(source).render(
             messages=list(messages), tools=None, add_generation_prompt=True, **dict(names)
         )
     except Exception:  # of any kind: these are not the caller's messages
@@ -320,36 +308,6 @@ def _cut(prompt: str, text: str) -> str:
     if at < 0 or not kept.rstrip().endswith(text.strip()):
         raise RequestError(CHANGED, param="continue_final_message")
     return kept
-
-
-@lru_cache(maxsize=64)
-def _compile(source: str) -> Template:
-    return _environment().from_string(source)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[loopcontrols, _Generation],
-        undefined=_Undefined,
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-class _Generation(Extension):
-    """`{% generation %}`, which marks the part of a template that training computes a loss on."""
-
-    tags = {"generation"}  # noqa: RUF012 (so it is declared)
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _plain_content(message: Message) -> Message:
@@ -416,81 +374,3 @@ def _tagged_content(message: Message) -> Message:
         for part in content
     ]
     return {**message, "content": "".join(texts)}
-
-
-def _raise(message: str) -> None:
-    raise _RefusedError(message)
-
-
-class _RefusedError(TemplateError):
-    """Raised by `raise_exception` in a template."""
-
-
-class _MissingError(TemplateError):
-    """A template uses `name`, which `owner` lacks; None: no variable has that name."""
-
-    def __init__(self, name: str, owner: Any) -> None:
-        super().__init__(name)
-        self.name = name
-        self.owner = owner
-
-
-class _Undefined(Undefined):
-    """Raises an error that names what is missing, in our words and not Jinja's."""
-
-    __slots__ = ()
-
-    def __init__(
-        self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError
-    ) -> None:
-        super().__init__(hint, obj, name, exc)
-        if exc is UndefinedError:
-            error = _MissingError(str(name), None if obj is missing else obj)
-            self._undefined_exception = lambda _: error  # type: ignore[assignment]
-
-
-def _what_fails(
-    error: Exception, filled: Callable[[Sequence[Message]], str], messages: Sequence[Message]
-) -> tuple[str, str]:
-    """The message and field that a template refuses: the parameter, and words for it."""
-    if isinstance(error, _MissingError):
-        if error.owner is None:
-            return "messages", f"be filled: it needs '{error.name}', which is not given"
-        path = _path_of(error.owner, list(messages), "messages")
-        if path is not None:
-            return path, f"use {path}: it has no '{error.name}'"
-        return "messages", f"be filled: something in it has no '{error.name}'"
-    for number in range(min(len(messages), _MOST_TRIED)):
-        try:
-            filled(messages[: number + 1])
-        except _RefusedError:
-            continue
-        except Exception:
-            odd = [
-                f"its {name} is {_kind(value)}"
-                for name, value in messages[number].items()
-                if type(value) is not str
-            ]
-            why = " and ".join(odd) or "it has not the form that the template expects"
-            return f"messages[{number}]", f"use messages[{number}]: {why}"
-    return "messages", "use these messages: they have not the form that it expects"
-
-
-def _path_of(wanted: Any, value: Any, path: str) -> str | None:
-    """Where an object stands in the messages."""
-    if value is wanted:
-        return path
-    if isinstance(value, Mapping):
-        parts = [(part, f"{path}.{name}") for name, part in value.items()]
-    else:
-        items = enumerate(value) if isinstance(value, list) else ()
-        parts = [(part, f"{path}[{number}]") for number, part in items]
-    return next(filter(None, (_path_of(wanted, part, where) for part, where in parts)), None)
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, Mapping):
-        return "an object"
-    return "a list" if isinstance(value, list) else f"{value!r}"

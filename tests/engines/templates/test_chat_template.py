@@ -3,8 +3,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from penstock.engines.chat_template import TAGS, ChatTemplate, read_template
 from penstock.engines.openvino.engine import OpenVINOEngine
+from penstock.engines.templates.chat_template import TAGS, ChatTemplate, read_template
 from penstock.errors import ConfigError, RequestError
 
 CHATML = (

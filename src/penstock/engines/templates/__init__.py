@@ -1,0 +1,1 @@
+"""Chat templates: how a model wants its conversations written."""
