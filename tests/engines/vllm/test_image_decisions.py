@@ -149,10 +149,9 @@ async def test_over_http_and_in_a_job(engine):
     wanted = await engine.decide(DecideRequest(about(picture(RED)), (WHICH,)))
     expected = pytest.approx(wanted.items[0].probabilities, abs=1e-4)
     rows = [{"photo": picture(color)} for color in (RED, BLUE, RED)] + [{"photo": b"no image"}]
-    result = await penstock.arun(
-        rows, engine=engine, prompt=ASKED, image="photo", choices=list(LABELS), limit=4
-    )
-    red, blue, same, bad = (row["choice_probabilities"] for row in result.rows())
+    asked = [{"name": "which", "options": list(LABELS)}]
+    result = await penstock.arun(rows, engine=engine, prompt=ASKED, image="photo", decide=asked)
+    red, blue, same, bad = (row["which_probabilities"] for row in result.rows())
     assert list(red.values()) == list(same.values()) == expected
     assert list(blue.values()) != expected
     assert bad is None
