@@ -33,6 +33,15 @@ async def test_jsonl(source, tmp_path, make_engine):
     assert left == ["lock", "manifest.json", "parts-0.jsonl", "status.json"]
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out/"])
+async def test_a_result_whose_output_is_gone_says_so(tmp_path, make_engine, name):
+    result = await ask(numbered(2), f"{tmp_path}/{name}", make_engine())
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    for read in (result.table, lambda: list(result.rows())):
+        with pytest.raises(OutputError, match=f"{name} is no longer there"):
+            read()
+
+
 async def test_parquet_keeps_the_types_of_the_input(tmp_path, make_engine):
     table = pa.table(
         {
@@ -84,6 +93,10 @@ async def test_parquet_types_of_parsed_fields(tmp_path, make_engine):
             "tags": {"type": "array", "items": {"type": "string"}},
             "inner": {"type": "object", "properties": {"yes": {"type": "boolean"}}},
             "any": {},
+            "stars": {"enum": [1, 2, None]},
+            "weight": {"enum": [1, 0.5]},
+            "sure": {"const": True},
+            "several": {"enum": [1, "x"]},
         },
     }
     answer = {
@@ -93,6 +106,10 @@ async def test_parquet_types_of_parsed_fields(tmp_path, make_engine):
         "tags": ["t"],
         "inner": {"yes": True},
         "any": {"a": 1},
+        "stars": 2,
+        "weight": 0.5,
+        "sure": True,
+        "several": 1,
     }
     engine = make_engine(lambda text: answer if text == "text 0" else "no json")
     await ask(numbered(2), tmp_path / "out.parquet", engine, schema=schema)
@@ -104,8 +121,13 @@ async def test_parquet_types_of_parsed_fields(tmp_path, make_engine):
         "list<element: string>",
         "struct<yes: bool>",
         "string",
+        "int64",
+        "double",
+        "bool",
+        "string",
     ]
-    assert found.select(list(answer)).to_pylist()[0] == {**answer, "any": '{"a":1}'}
+    expected = {**answer, "any": '{"a":1}', "several": "1"}
+    assert found.select(list(answer)).to_pylist()[0] == expected
 
 
 async def test_csv_has_flat_columns(tmp_path, make_engine):

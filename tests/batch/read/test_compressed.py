@@ -106,6 +106,9 @@ async def test_what_is_compressed_behind_another_name_is_told(tmp_path, monkeypa
         (tmp_path / name).write_bytes(PACK[extension](LINES))
         with pytest.raises(InputError, match=rf"{name}: is compressed, as \*{extension} files are"):
             await values(tmp_path / name)
+    (tmp_path / f"rows.jsonl{extension}").write_bytes(PACK[extension](PACK[extension](LINES)))
+    with pytest.raises(InputError, match="compressed twice: decompress it once"):
+        await values(tmp_path / f"rows.jsonl{extension}")
     reading = os.open(tmp_path / "rows.jsonl", os.O_RDONLY)
     monkeypatch.setattr("penstock.batch.read.text._STDIN", reading)
     with pytest.raises(InputError, match=rf"stdin: is compressed, as \*{extension} files are"):

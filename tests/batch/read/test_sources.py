@@ -41,6 +41,18 @@ async def test_a_row_that_is_no_dict_is_a_faulty_row():
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["a.jsonl", "b.jsonl"], "a list of str is no data set.*a glob names several files"),
+        ((1, 2), "a tuple of int is no data set: each row is a dict"),
+    ],
+)
+async def test_a_list_without_one_row_is_refused(given, told):
+    with pytest.raises(InputError, match=told):
+        await open_source(given)
+
+
 async def test_asynchronous_rows():
     async def generate():
         for number in range(4):

@@ -101,6 +101,7 @@ class RunResult:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The output rows. The values of a CSV are all text."""
         path = self.output
+        _check_there(path)
         if path is None:
             if self._form is not None:
                 for row, outcome in self._items:
@@ -146,10 +147,16 @@ class RunResult:
         if self.output not in (None, "-") and not self.output.lower().endswith(
             (".jsonl", ".ndjson", ".csv")
         ):
+            _check_there(self.output)
             return read_parquet(_parquet_files(self.output))
         from penstock.batch.write.tables import from_rows
 
         return from_rows(list(self.rows()))
+
+
+def _check_there(path: str | None) -> None:
+    if path not in (None, "-") and not is_url(path) and not os.path.exists(path):
+        raise OutputError(f"{path} is no longer there: it was moved or removed since the job ended")
 
 
 def _open(path: str, mode: str) -> Any:

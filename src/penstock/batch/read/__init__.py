@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import Any
 
 from penstock.batch.read import file_source, text
@@ -42,10 +42,24 @@ async def open_source(source: Any) -> Source:
         from penstock.batch.read import arrow
 
         return await in_daemon_thread(lambda: arrow.from_object(source))
+    if isinstance(source, list | tuple) and not any(isinstance(row, Mapping) for row in source):
+        _refuse_no_rows(source)
     if isinstance(source, Iterable):
         return await Rows.open(source)
     raise InputError(
         f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts"
+    )
+
+
+def _refuse_no_rows(values: Sequence[Any]) -> None:
+    """Raise `InputError` for a list that holds something, but not one row."""
+    if not values:
+        return
+    made = type(values[0]).__name__
+    way = "; a glob names several files" if isinstance(values[0], str | os.PathLike) else ""
+    raise InputError(
+        f"a {type(values).__name__} of {made} is no data set: each row is a dict, such as"
+        f" {{'text': …}}{way}"
     )
 
 

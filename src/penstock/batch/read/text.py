@@ -418,7 +418,10 @@ def other_form(head: bytes) -> tuple[str, str] | None:
         return None  # text: a CSV's column may be called so
     for magic, extension in MAGIC.items():
         if head.startswith(magic):
-            cure = "give the file a name that ends so, or decompress what goes to standard input"
+            cure = (
+                "give the file a name that ends so (if it has one, it was compressed twice:"
+                " decompress it once), or decompress what goes to standard input"
+            )
             return f"compressed, as *{extension} files are", cure
     if head.startswith(b"PAR1"):
         return "Parquet", "its name must end in .parquet"

@@ -242,8 +242,11 @@ def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
         return pa.struct(
             [(key, _field_type(schema, inner, depth + 1)) for key, inner in properties.items()]
         )
-    # An enumeration, or a value whose type the schema leaves open: text, or JSON.
-    return pa.string()
+    if name is None and (named := part.get("enum") or [part.get("const")]):
+        kind = kind_of(named)
+        if kind is not None and kind != pa.null() and not pa.types.is_nested(kind):
+            return kind
+    return pa.string()  # the schema leaves the type open: text, or JSON
 
 
 def from_rows(
