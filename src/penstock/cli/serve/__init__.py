@@ -21,6 +21,7 @@ from penstock.errors import ConfigError
 from penstock.observability import configure_logging, enable_tracing, say
 
 if TYPE_CHECKING:
+    from penstock.cli.serve.keys import KeyFiles
     from penstock.serve.config.serving_args import LLMServingArgs
     from penstock.serve.config.settings import HttpSettings
     from penstock.serve.http_server import Tls
@@ -243,6 +244,7 @@ def serve(
     """
     import asyncio
 
+    from penstock.cli.serve.keys import KeyFiles
     from penstock.cli.serve.settings import settings_of
     from penstock.serve.http_server import Tls, listen, listen_at
 
@@ -290,7 +292,8 @@ def serve(
             if runtime == "ray":
                 _serve_on_ray(args, settings, listening)
             else:
-                asyncio.run(_serve(args, settings, listening, budget, tls))
+                keys = KeyFiles(options, args.http)
+                asyncio.run(_serve(args, settings, listening, keys, budget, tls))
     finally:
         if uds is not None:
             Path(uds).unlink(missing_ok=True)
@@ -300,9 +303,13 @@ async def _serve(
     args: LLMServingArgs,
     settings: HttpSettings,
     listening: Any,
+    keys: KeyFiles,
     budget: int | None,
     tls: Tls | None,
 ) -> None:
+    import asyncio
+
+    from penstock.engines.side_by_side import end_all
     from penstock.garbage import collect_seldom_from_now
     from penstock.serve.api.ingress import made_ingress
     from penstock.serve.http_server import HttpServer, address
@@ -320,6 +327,7 @@ async def _serve(
     url = address(listening, tls=tls is not None)
     batches = add_batches(app)
     collect_seldom_from_now()
+    following = asyncio.create_task(keys.follow(app.ingress))
     try:
         if batches is not None:
             await batches.start()
@@ -330,6 +338,7 @@ async def _serve(
             ),
         )
     finally:
+        await end_all([following])
         if batches is not None:
             batches.close()
 

@@ -8,9 +8,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from penstock import env
+from penstock.cli.serve.keys import keys_of
 from penstock.cli.serve.vllm_flags import origins
 from penstock.errors import ConfigError
-from penstock.serve.api.auth import load_keys
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import (
     BatchSettings,
@@ -40,12 +40,10 @@ def settings_of(options: dict[str, Any], args: LLMServingArgs, runtime: str) -> 
         drain = max(
             config.deployment_config.graceful_shutdown_timeout_s for config in args.llm_configs
         )
-    keys = load_keys(options["api_key_file"], env.api_keys(), options["keys"])
     origins_typed = (*options["cors_origins"], *origins(options["allowed_origins"]))
     return replace(
         file,
-        api_keys=file.api_keys | keys,
-        admin_keys=file.admin_keys | load_keys(options["admin_key_file"], env.admin_keys()),
+        **keys_of(options, file),
         dev=options["dev"] or file.dev,
         cors_origins=(*file.cors_origins, *origins_typed),
         allowed_hosts=(*file.allowed_hosts, *options["allowed_hosts"]),

@@ -98,7 +98,9 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("PENSTOCK_ADMIN_KEYS", "c")
     taken: list[Any] = []
 
-    async def note(args: Any, settings: Any, listening: Any, budget: Any, tls: Any) -> None:
+    async def note(
+        args: Any, settings: Any, listening: Any, keys: Any, budget: Any, *_: Any
+    ) -> None:
         listening.close()
         taken.extend([args.llm_configs, settings, budget])
 
