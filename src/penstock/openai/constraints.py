@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -100,26 +100,17 @@ def _constraint(kind: str, value: Any, place: str, param: str) -> StructuredOutp
                 )
             return StructuredOutput("json_schema", _schema_text(value), param=param)
         case "choice":
-            return one_of(value, place, param)
+            if not value or not all(value):
+                raise RequestError(f"{place} needs texts that are not empty", param=place)
+            if len(value) > MAX_CHOICES:
+                raise RequestError(f"{place} takes at most {MAX_CHOICES:,} texts", param=place)
+            pattern = "|".join(map(re.escape, value))
+            return StructuredOutput("regex", f"({pattern})", param=param)
         case "regex":
             return StructuredOutput("regex", value, param=param)
         case "grammar":
             return StructuredOutput("grammar", value, param=param)
     return StructuredOutput("json_object", param=param)
-
-
-def one_of(
-    choices: Sequence[str], place: str = "choice", param: str = "structured_outputs"
-) -> StructuredOutput:
-    """The constraint to one of some texts; `place` and `param` as in `_constraint`. Raises
-    `RequestError` for none, an empty one, or more than `MAX_CHOICES`.
-    """
-    if not choices or not all(choices):
-        raise RequestError(f"{place} needs texts that are not empty", param=place)
-    if len(choices) > MAX_CHOICES:
-        raise RequestError(f"{place} takes at most {MAX_CHOICES:,} texts", param=place)
-    pattern = "|".join(map(re.escape, choices))
-    return StructuredOutput("regex", f"({pattern})", param=param)
 
 
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
