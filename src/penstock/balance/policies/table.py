@@ -115,10 +115,10 @@ class AdapterPreference(RoutingPolicy):
     that is not much busier has it.
     """
 
-    def __init__(self, policy: RoutingPolicy, seed: int | None = None) -> None:
+    def __init__(self, policy: RoutingPolicy) -> None:
         self.policy = policy
         self.reads_blocks = policy.reads_blocks
-        self._draw = random.Random(seed)
+        self._draw = random.Random()
 
     def choose(self, request: RouteRequest, replicas: Sequence[R]) -> R:
         """The policy's choice, or a holder of the adapter."""

@@ -33,6 +33,7 @@ from penstock.engines.supervisor import supervisor_of
 from penstock.errors import JobError, JobLimitError, PenstockError
 from penstock.types import Usage
 
+_SAMPLE = 200
 _FEWEST = 60
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Choice(Struct, frozen=True):
 class CascadeStep:
     """Asks the first of two `engines`, and the second if the first has too little confidence.
 
-    The confidence that it needs is chosen before the first row, on a random `sample` of rows that
+    The confidence that it needs is chosen before the first row, on a random sample of rows that
     both engines answer: see `least_confidence` for `target` and `delta`. A job that is resumed
     takes the choice from the file `memory`.
     """
@@ -64,7 +65,6 @@ class CascadeStep:
         limit: int | None = None,
         target: float = 0.95,
         delta: float = 0.05,
-        sample: int = 200,
         seed: int = 0,
         most_attempts: int = 3,
         policy: ErrorPolicy | None = None,
@@ -78,7 +78,6 @@ class CascadeStep:
         self._source = source
         self._limit = limit
         self._target, self._delta = target, delta
-        self._sample = sample
         self._seed = seed
         self._most_attempts = most_attempts
         self._policy = policy
@@ -215,9 +214,9 @@ class CascadeStep:
                         if prepare(self._form, row) is not None:
                             continue
                         good += 1
-                        if len(kept) < self._sample:
+                        if len(kept) < _SAMPLE:
                             kept.append(row)
-                        elif (place := draw.randrange(good)) < self._sample:
+                        elif (place := draw.randrange(good)) < _SAMPLE:
                             kept[place] = row
         draw.shuffle(kept)
         return kept[: max(_FEWEST, good // 5)]

@@ -38,7 +38,7 @@ from penstock.errors import (
 )
 from penstock.types import ChatRequest
 
-LONGEST_PAUSE = 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 ROW_LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("row_limit", default=None)
 """The limit on the row's time, if it has one. It stands still while the row waits for an engine
 that others killed.
@@ -183,9 +183,9 @@ class Tries(Struct):
 class Attempts:
     """Asks an engine, each request up to `most` times. Deaths of the engine do not count.
 
-    `pause` is the wait before the second attempt, in seconds; it doubles up to 5 s. Once `goes_on`
-    returns False, nothing is tried again. Failures are retried if they are retryable themselves, or
-    if `policy` says so for their kind.
+    The wait before the second attempt is `FIRST_PAUSE`; it doubles up to `LONGEST_PAUSE`. Once
+    `goes_on` returns False, nothing is tried again. Failures are retried if they are retryable
+    themselves, or if `policy` says so for their kind.
     """
 
     def __init__(
@@ -194,13 +194,12 @@ class Attempts:
         goes_on: Callable[[], bool],
         *,
         most: int = 3,
-        pause: float = 0.1,
         policy: ErrorPolicy | None = None,
     ) -> None:
         self._policy = policy or ErrorPolicy("keep")
         self._goes_on = goes_on
         self._supervisor = supervisor
-        self._retry = Retry(most=most, first_s=pause, longest_s=LONGEST_PAUSE)
+        self._retry = Retry(most=most, first_s=FIRST_PAUSE, longest_s=LONGEST_PAUSE)
 
     async def answer(
         self,

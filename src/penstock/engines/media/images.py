@@ -31,11 +31,11 @@ class PreparedImage(NamedTuple):
     uuid: str
 
 
-def prepared(data: bytes, max_pixels: int = MAX_PIXELS) -> PreparedImage:
+def prepared(data: bytes) -> PreparedImage:
     """An image, decoded in full, which may take long. Raises `RequestError` if it cannot be, or if
     it has too many pixels.
     """
-    check_pixels([data], max_pixels)
+    check_pixels([data], MAX_PIXELS)
     with _opened(data) as image:
         kind = Image.MIME[str(image.format)]
         try:

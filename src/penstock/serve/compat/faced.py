@@ -109,7 +109,7 @@ def is_foreign(cls: type, name: str) -> bool:
     return owner is not object and not owner.__module__.startswith("penstock.")
 
 
-def check_class(cls: type, base: type, not_called: Sequence[str]) -> None:
+def check_class(cls: type, not_called: Sequence[str]) -> None:
     """Raise `ConfigError` for a user's class that overrides what nothing calls."""
     for name in not_called:
         if is_foreign(cls, name):

@@ -94,7 +94,7 @@ class OpenAiIngress:
                 "llm_deployments and model_cards must have the same model ids, not"
                 f" {sorted(llm_deployments)} and {sorted(model_cards)}"
             )
-        check_class(type(self), OpenAiIngress, NOT_CALLED)
+        check_class(type(self), NOT_CALLED)
         self._default_serve_handles = dict(llm_deployments)
         self._model_cards = dict(model_cards)
         self._lora_paths = dict(lora_paths or {})

@@ -104,7 +104,7 @@ class LLMServer(metaclass=_Awaited):
         engine_cls: type | None = None,
         model_downloader: type | None = None,
     ) -> None:
-        check_class(type(self), LLMServer, NOT_CALLED)
+        check_class(type(self), NOT_CALLED)
         self._llm_config = self.configured(llm_config)
         self._engine_cls = engine_cls or self._get_default_engine_class()
         self._model_downloader = model_downloader
@@ -211,7 +211,7 @@ class LLMServer(metaclass=_Awaited):
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
         """The options of `serve.deployment` for this server. Raises `ConfigError`."""
         config = cls.configured(llm_config)
-        check_class(cls, LLMServer, NOT_CALLED)
+        check_class(cls, NOT_CALLED)
         own, runtime = server_class(cls._own_config(config)), hosts()
         if runtime is None:
             return own.get_deployment_options(config)
