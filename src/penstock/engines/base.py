@@ -95,17 +95,22 @@ class Room(NamedTuple):
     free: Callable[[], None]
 
 
-class Beside(Protocol):
+class Resident(Protocol):
+    """Something that takes memory while it is loaded."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """The event loop's time of its last use; None while it is in use, or must stay."""
+
+    async def unload(self) -> None: ...
+
+
+class Beside(Resident, Protocol):
     """A part of an engine that is loaded at its first use and unloaded when idle. `room` has the
     callbacks of who counts the memory.
     """
 
     room: Room | None
-
-    @property
-    def idle_since(self) -> float | None: ...
-
-    async def unload(self) -> None: ...
 
 
 class LLMEngine(Tasks, Operations):

@@ -11,11 +11,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 
 from penstock import demo
+from penstock.engines.base import Resident
 from penstock.engines.disk.cache import hub_folder
 from penstock.errors import EngineStartError
 from penstock.llm_config import LLMConfig, parallelism
@@ -23,38 +24,13 @@ from penstock.llm_config import LLMConfig, parallelism
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 _BYTES = {
-    **{
-        "float32": 4.0,
-        "f32": 4.0,
-        "float": 4.0,
-        "float16": 2.0,
-        "f16": 2.0,
-        "half": 2.0,
-        "bfloat16": 2.0,
-        "bf16": 2.0,
-    },
-    **{
-        "fp8": 1.0,
-        "fp8_e4m3": 1.0,
-        "fp8_e5m2": 1.0,
-        "int8": 1.0,
-        "u8": 1.0,
-        "u4": 0.5,
-        "fp4_e2m1": 0.5,
-    },
+    **dict.fromkeys(("float32", "f32", "float"), 4.0),
+    **dict.fromkeys(("float16", "f16", "half", "bfloat16", "bf16"), 2.0),
+    **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "int8", "u8"), 1.0),
+    **dict.fromkeys(("u4", "fp4_e2m1"), 0.5),
 }
 _NO_MODEL = frozenset({"simulated", "remote"})
 """Engines that hold no model in memory."""
-
-
-class Resident(Protocol):
-    """Something that takes memory while it is loaded."""
-
-    @property
-    def idle_since(self) -> float | None:
-        """The event loop's time of its last use; None while it is in use, or must stay."""
-
-    async def unload(self) -> None: ...
 
 
 class MemoryBudget:
