@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from msgspec.structs import replace
 
 import penstock
+from penstock.engines.base import Capabilities
 from penstock.engines.decisions.trie import Trie, shares
 from penstock.engines.vllm.engine import VLLMEngine
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError
@@ -181,7 +181,7 @@ async def test_over_http_and_in_a_job(engine):
 
 async def test_a_tokenizer_that_writes_conversations_as_tokens_is_refused_by_name(monkeypatch):
     engine = VLLMEngine("demo")
-    engine.capabilities = replace(engine.capabilities, tasks=frozenset({"chat", "decide"}))
+    engine.capabilities = Capabilities(frozenset({"chat", "decide"}), 0, 1)
     running = SimpleNamespace(prompts=SimpleNamespace(text_template=None))
     monkeypatch.setattr(engine, "_alive", lambda: running)
     with pytest.raises(UnsupportedError, match="writes conversations as tokens"):
