@@ -37,7 +37,21 @@ def test_the_tokens_of_a_split_character_begin_where_it_does():
 def test_the_chosen_token_is_among_the_most_likely_ones():
     body = completion_logprobs([FIRST, OTHER_HALF, AFTER])
     assert body is not None
-    assert body["top_logprobs"] == [None, {"\ufffd": -0.5, "b": -0.1}, None]
+    assert body["top_logprobs"] == [None, {"bytes:\\xa9": -0.5, "b": -0.1}, None]
+
+
+@pytest.mark.parametrize("text", ["", "\ufffd"])
+def test_parts_of_characters_are_told_apart_by_their_bytes(text):
+    top = ((text, -0.1), (text, -3.0), ("a", -4.0))
+    body = completion_logprobs(
+        [TokenLogprob(text, -3.0, top, raw=b"\xe6\xbc", top_raw=(b"\xe5", b"\xe6\xbc", b"a"))]
+    )
+    assert body is not None
+    assert body["tokens"] == ["bytes:\\xe6\\xbc"]
+    assert body["top_logprobs"] == [{"bytes:\\xe5": -0.1, "bytes:\\xe6\\xbc": -3.0, "a": -4.0}]
+    body = completion_logprobs([TokenLogprob("token_id:5", -3.0, raw=b"\xe6")])
+    assert body is not None
+    assert body["tokens"] == ["token_id:5"]
 
 
 def test_bytes_of_a_split_character_are_the_tokens_own():

@@ -373,14 +373,38 @@ def completion_logprobs(
     if tokens is None:
         return None
     offsets = offsets or TextOffsets()
+    names = [_name(t.token, t.raw) for t in tokens]
     top = None
     if any(t.top for t in tokens):
-        top = [{t.token: t.logprob, **dict(t.top)} if t.top else None for t in tokens]
+        top = [
+            {name: t.logprob, **_named_top(t)} if t.top else None
+            for name, t in zip(names, tokens, strict=True)
+        ]
     return {
-        "tokens": [t.token for t in tokens],
+        "tokens": names,
         "token_logprobs": [t.logprob for t in tokens],
         "top_logprobs": top,
         "text_offset": [offsets.of(token) for token in tokens],
+    }
+
+
+def _name(text: str, raw: bytes | None) -> str:
+    """A token's name. Parts of characters have no text that tells them apart, so their bytes do, as
+    in OpenAI's API.
+    """
+    if raw is None or text.strip("\ufffd"):
+        return text
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    return text
+
+
+def _named_top(token: TokenLogprob) -> dict[str, float]:
+    return {
+        _name(text, raw): logprob
+        for (text, logprob), raw in zip_longest(token.top, token.top_raw[: len(token.top)])
     }
 
 

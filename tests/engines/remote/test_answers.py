@@ -9,6 +9,7 @@ from aiohttp import web
 from penstock.engines.remote import stream
 from penstock.engines.remote.requests import task_body
 from penstock.errors import UnsupportedError, UpstreamError
+from penstock.openai.responses import completion_logprobs
 from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import (
     ClassifyRequest,
@@ -287,6 +288,17 @@ async def test_what_vllm_knows_beyond_openai(script):
     assert sent["add_special_tokens"] is False
     assert sent["kv_transfer_params"] == {"do_remote_decode": True}
     assert script.asked[1] == ("/classify", {"model": "m", "input": ["x", "y"]})
+
+
+async def test_parts_of_characters_begin_where_these_do(script):
+    plain = {"tokens": ["bytes:\\xc3", "bytes:\\xa9", "!"], "token_logprobs": [-1.0, -2.0, -3.0]}
+    script.answers = [{"choices": [{"text": "é!", "logprobs": plain}]}]
+    async with remote(script) as engine:
+        result = await answer(engine, CompletionRequest("x", Sampling(logprobs=0), stream=False))
+    body = completion_logprobs(result.logprobs[0])
+    assert body is not None
+    assert body["tokens"] == plain["tokens"]
+    assert body["text_offset"] == [0, 0, 1]
 
 
 async def test_logprobs_of_chats_and_completions(script):

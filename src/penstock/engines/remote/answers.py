@@ -6,6 +6,7 @@ Servers omit and add fields, so only the necessary fields are read, and few are 
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ from penstock.types import (
 )
 
 SHOWN_CHARS = 200
+_BYTES = re.compile(r"bytes:(\\x[0-9a-f]{2})+")
 _REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -141,7 +143,12 @@ def _logprob(
 ) -> TokenLogprob:
     """One token. Nulls and NaN are unknown probabilities."""
     known = tuple((other, one) for other, one in top if one is not None and one == one)
-    return TokenLogprob(token, value if value == value else None, known)
+    return TokenLogprob(token, value if value == value else None, known, raw=_raw(token))
+
+
+def _raw(token: str) -> bytes | None:
+    """The bytes of a token that OpenAI's API names by them: part of a character."""
+    return bytes.fromhex(token[6:].replace("\\x", "")) if _BYTES.fullmatch(token) else None
 
 
 class _Choice(Struct):
