@@ -147,6 +147,15 @@ async def test_a_file_that_is_one_array_is_told(tmp_path, data):
         await open_source(tmp_path / "a.jsonl")
 
 
+async def test_objects_of_several_lines_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{\n  "n": 1\n}\n{\n  "n": 2\n}\n')
+    with pytest.raises(InputError, match=r"a\.jsonl: is JSON whose objects take several.*jq -c"):
+        await open_source(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text('{\n{"n": 1}\n')
+    source = await open_source(tmp_path / "a.jsonl")
+    assert source.first == {"n": 1}
+
+
 async def test_a_list_among_objects_is_one_bad_row(tmp_path):
     (tmp_path / "a.jsonl").write_text('[1]\n{"a": 1}\n')
     assert values(await open_source(tmp_path / "a.jsonl")) == [None, {"a": 1}]

@@ -158,11 +158,18 @@ def _mended(line: bytes) -> dict[str, Any] | None:
 
 
 def _refuse_array(preview: list[Row], files: list[DataFile]) -> None:
-    """Raise `InputError` if the first file holds one JSON array in the place of lines."""
+    """Raise `InputError` if the first file holds a JSON array, or objects of several lines, in the
+    place of lines.
+    """
     if not preview or preview[0].values is not None:
         return
     path, _, lines = next(_blocks(files))
     first = next((line for line in lines if line and not line.isspace()), b"").strip()
+    if first == b"{" and all(row.values is None for row in preview):
+        raise InputError(
+            f"{path}: is JSON whose objects take several lines, not one each; jq -c . makes such"
+            " lines"
+        )
     if not first.startswith(b"["):
         return
     try:
