@@ -243,7 +243,7 @@ async def _rows(
             "say what to ask: give a prompt with {column} in it, or a column of messages",
             field="prompt",
         )
-    rows = await answered_rows(Job(source, result_prefix=_PREFIX, **options), needed)
+    rows, _ = await answered_rows(Job(source, result_prefix=_PREFIX, **options), needed)
     if not rows:
         raise InputError("there are no rows to evaluate")
     return rows

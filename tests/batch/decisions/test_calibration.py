@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from penstock.batch.decisions import calibrate as calibrate_module
 from penstock.batch.decisions.calibrate import acalibrate, picture
 from penstock.batch.decisions.calibration import (
     Calibration,
@@ -185,7 +186,9 @@ async def test_a_filter_would_leave_out_rows_of_the_fit():
 
 async def test_too_few_labels():
     rows = [{"text": f"{n}", "team": "d"} for n in range(20)]
-    with pytest.raises(InputError, match=r"0 rows have a label of .* and 5 folds need 10"):
+    with pytest.raises(
+        InputError, match=r"0 different rows have a label of .* and 5 folds need 10"
+    ):
         await calibrate(rows, {"team": "team"})
 
 
@@ -193,7 +196,9 @@ async def test_rows_that_failed_are_not_those_without_a_label():
     rows = [{"text": f"{n}", "team": "abc"[n % 3]} for n in range(60)] + [{"team": "a"}]
     fit = (await calibrate(rows, {"team": "team"})).questions["team"]
     assert (fit.before.rows, fit.unlabelled, fit.failed) == (60, 0, 1)
-    with pytest.raises(InputError, match=r"0 rows .*; rows that failed: 20 × invalid_request"):
+    with pytest.raises(
+        InputError, match=r"0 different rows .*; rows that failed: 20 × invalid_request"
+    ):
         await calibrate([{"team": "a"}] * 20 + [{"text": ""}], {"team": "team"})
 
 
@@ -211,6 +216,25 @@ async def test_a_model_that_knows_nothing_is_found_no_worse_than_chance(rows):
     after = fits.questions["urgent"].after
     assert after.accuracy == 0.5
     assert after.error == pytest.approx(0, abs=1e-6)
+
+
+async def test_a_fit_has_not_seen_the_equals_of_rows_that_it_is_judged_by(monkeypatch):
+    dealt: list[list[int]] = []
+
+    def noting(*given):
+        dealt.append(folds(*given))
+        return dealt[-1]
+
+    folds = calibrate_module._folds
+    monkeypatch.setattr(calibrate_module, "_folds", noting)
+    rows = [{"id": n, "text": f"{n % 20}", "late": n % 2} for n in range(60)]
+    options: dict[str, Any] = {"model": "simulated", "prompt": "{text}", "decide": QUESTIONS[1:]}
+    await acalibrate(rows, "late", **options)
+    (fold,) = dealt
+    assert fold[:20] == fold[20:40] == fold[40:]
+    assert sorted(fold[:20]) == sorted([*range(5)] * 4)
+    with pytest.raises(InputError, match="9 different rows have a label"):
+        await acalibrate(rows[:9] * 20, "late", **options)
 
 
 async def test_rows_without_a_decision_are_not_fitted():

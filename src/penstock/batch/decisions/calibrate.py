@@ -130,9 +130,10 @@ async def acalibrate(
     job = Job(source, engine=engine, decide=questions, result_prefix=_PREFIX, **options)
     # Each with the option to blame if the data lacks the column.
     label_columns = [("labels", columns[one.name]) for one in questions]
-    rows = await answered_rows(job, label_columns)
+    rows, inputs = await answered_rows(job, label_columns)
     found = {
-        question.name: _fit(question, columns[question.name], rows, folds) for question in questions
+        question.name: _fit(question, columns[question.name], rows, inputs, folds)
+        for question in questions
     }
     return Fits(engine.model_source, found)
 
@@ -212,11 +213,16 @@ def _columns(labels: str | Mapping[str, str], questions: Sequence[Question]) -> 
 
 
 def _fit(
-    question: Question, column: str, rows: Sequence[Mapping[str, Any]], folds: int
+    question: Question,
+    column: str,
+    rows: Sequence[Mapping[str, Any]],
+    inputs: Sequence[str],
+    folds: int,
 ) -> QuestionFit:
     places = {name: place for place, name in enumerate(option_names(question))}
     probabilities: list[list[float]] = []
     right_options: list[int] = []
+    asked: list[str] = []
     failures: Counter[str] = Counter()
     for row in rows:
         shares = row[f"{_PREFIX}{question.name}_probabilities"]
@@ -229,15 +235,17 @@ def _fit(
         elif shares is not None and name in places:
             probabilities.append(list(shares.values()))
             right_options.append(places[name])
-    if len(right_options) < 2 * folds:
+            asked.append(repr([row.get(name) for name in inputs]))
+    different = len(set(asked))
+    if different < 2 * folds:
         failed = ", ".join(f"{number:,} × {kind}" for kind, number in failures.items())
         raise InputError(
-            f"{len(right_options)} rows have a label of the question '{question.name}' in column"
+            f"{different} different rows have a label of the question '{question.name}' in column"
             f" '{column}', and {folds} folds need {2 * folds}; its labels are"
             f" {', '.join(list(places)[:10])}" + (f"; rows that failed: {failed}" if failed else "")
         )
     options = values_of(question)
-    fold = _folds(right_options, folds)
+    fold = _folds(right_options, asked, folds)
     calibrated: list[list[float]] = [[] for _ in right_options]
     for left_out in range(folds):
         others = [number for number, part in enumerate(fold) if part != left_out]
@@ -257,14 +265,19 @@ def _fit(
     )
 
 
-def _folds(labels: Sequence[int], folds: int) -> list[int]:
-    """The fold of each row. Each has about the same share of each label: a fit to rows that lack
-    some of them would lean against the very rows that it is judged by.
+def _folds(labels: Sequence[int], asked: Sequence[str], folds: int) -> list[int]:
+    """The fold of each row. Equal rows, by what is `asked`, are in one, so that no fit has seen
+    those that it is judged by. Each fold has about the same share of each label: a fit to rows that
+    lack some of them would lean against the very rows that it is judged by.
     """
-    order = list(range(len(labels)))
-    random.Random(0).shuffle(order)
-    order.sort(key=labels.__getitem__)
+    equal: dict[str, list[int]] = {}
+    for number, one in enumerate(asked):
+        equal.setdefault(one, []).append(number)
+    groups = list(equal.values())
+    random.Random(0).shuffle(groups)
+    groups.sort(key=lambda group: labels[group[0]])
     fold = [0] * len(labels)
-    for place, number in enumerate(order):
-        fold[number] = place % folds
+    for place, group in enumerate(groups):
+        for number in group:
+            fold[number] = place % folds
     return fold

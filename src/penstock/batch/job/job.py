@@ -464,9 +464,12 @@ def arun(*args: Any, **kwargs: Any) -> Awaitable[RunResult]:
     return Job(*args, **kwargs).arun()
 
 
-async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The rows of a job. `needed` are options and the columns that they name: `ConfigError`, before
-    any row is asked, for one that no row has; after it where the data can be read once only.
+async def answered_rows(
+    job: Job, needed: Sequence[tuple[str, str]]
+) -> tuple[list[dict[str, Any]], Sequence[str]]:
+    """The rows of a job, and the columns that its requests are made of. `needed` are options and
+    the columns that they name: `ConfigError`, before any row is asked, for one that no row has;
+    after it where the data can be read once only.
     """
     plan = await plan_of(job)
     try:
@@ -485,4 +488,4 @@ async def answered_rows(job: Job, needed: Sequence[tuple[str, str]]) -> list[dic
     for field, column in needed:
         if rows:
             check_column(column, known, field)
-    return rows
+    return rows, plan.form.columns or known
