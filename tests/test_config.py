@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from penstock.config import Options, import_object, masked, parse_options, read_yaml
+from penstock.config import Options, import_object, masked, parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import (
     AcceleratorConfig,
@@ -14,6 +14,7 @@ from penstock.llm_config import (
     LoraConfig,
     ModelLoadingConfig,
 )
+from penstock.parsing import read_yaml
 from penstock.serve.config.settings import BatchSettings, HttpSettings
 
 

@@ -3,7 +3,6 @@ import sys
 import pytest
 
 from penstock import parsing
-from penstock.config import read_yaml
 from penstock.errors import ConfigError
 from penstock.parsing import (
     MAX_NESTING,
@@ -11,6 +10,7 @@ from penstock.parsing import (
     decode_text,
     is_too_deep,
     read_file,
+    read_yaml,
     repeated_key,
 )
 

@@ -21,14 +21,7 @@ from msgspec import Meta
 
 from penstock import lazy
 from penstock.errors import ConfigError, nearest
-from penstock.parsing import (
-    TOO_DEEP,
-    decode_json,
-    decode_text,
-    is_too_deep,
-    read_file,
-    repeated_key,
-)
+from penstock.parsing import decode_json, load_yaml, read_yaml
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -51,6 +44,10 @@ _SECRET_WORDS = frozenset(
 )
 _PLACE = re.compile(r" - at `\$\.([^`]+)`\Z")
 """Where msgspec says that a structure was refused."""
+_KEYS = re.compile(r"_keys(?![a-z_])")
+"""Fields that hold several secrets. `masked` leaves them: a processor's keys may be columns."""
+_SHOWN = 200
+"""Characters of a wrong value that an error repeats."""
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
 
@@ -70,7 +67,7 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     try:
         return _convert(given, options, where)
     except msgspec.ValidationError:
-        from penstock.validation import loosened, mismatch, shown  # imported only for an error
+        from penstock.validation import loosened, mismatch  # imported only for an error
 
         if issubclass(options, Options):
             given = loosened(options, given)
@@ -80,12 +77,20 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
         field = _dotted_path(where, place)
         if choices and isinstance(value, str):
             raise ConfigError(
-                f"there is no {shown(value, place)}",
+                f"there is no {_shown(value, place)}",
                 field=field,
                 value=value,
                 hint=nearest(value, choices),
             ) from None
-        raise ConfigError(f"{why}, got {shown(value, place)}", field=field, value=value) from None
+        raise ConfigError(f"{why}, got {_shown(value, place)}", field=field, value=value) from None
+
+
+def _shown(value: Any, place: str) -> str:
+    """What an error says of a value at the path `place`: its beginning, and nothing of a secret."""
+    if value is not None and (tells_a_secret(place) or _KEYS.search(place)):
+        return repr(MASK)
+    text = repr(masked(value, place))
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _convert(given: Mapping[str, Any], options: type[T], where: str) -> T:
@@ -140,65 +145,6 @@ def _as_mapping(value: Any) -> Any:
             given.setdefault("kind", value.kind)
         return given
     return value
-
-
-def read_yaml(file: Path) -> Any:
-    """The content of a YAML file, or of JSON in one ending in .json. Raises `ConfigError`."""
-    yaml = lazy.require("yaml", needed_by="A YAML configuration")
-    try:
-        text = decode_text(read_file(file))
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{file} cannot be read: {why}") from None
-    if file.suffix == ".json":  # whose escapes YAML reads otherwise
-        try:
-            content = decode_json(text)
-        except ValueError as error:
-            raise ConfigError(f"{file} is not valid JSON: {error}") from None
-        if (name := repeated_key(text.encode())) is not None:
-            raise ConfigError(f"{file}: the key '{name}' stands twice in one object")
-        return content
-    try:
-        return _load_yaml(yaml, text, str(file))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f": line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ConfigError(f"{file} is not valid YAML{place}") from None
-
-
-def _load_yaml(yaml: Any, given: Any, name: str) -> Any:
-    """The content of a YAML text or open file. Raises `ConfigError`, also for a key that stands
-    twice, of which YAML would keep the last; passes on `YAMLError`, and errors of reading the file.
-    """
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        # Checked before merges ("<<"), which may repeat a key.
-        def compose_mapping_node(self, anchor: Any) -> Any:
-            node, seen = super().compose_mapping_node(anchor), set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
-                    continue
-                if (key.tag, key.value) in seen:
-                    raise ConfigError(
-                        f"{name}: the key '{key.value}' stands twice in one mapping:"
-                        f" line {key.start_mark.line + 1}"
-                    )
-                seen.add((key.tag, key.value))
-            return node
-
-    try:
-        content = yaml.load(given, Loader=Loader)
-    except RecursionError:
-        raise ConfigError(f"{name} cannot be read: {TOO_DEEP}") from None
-    except (yaml.YAMLError, ConfigError, OSError, UnicodeError):
-        raise
-    except Exception:  # of several kinds, for values that do not match their form or tag
-        raise ConfigError(
-            f"{name} is not valid YAML: it holds a date or number that there is not"
-        ) from None
-    if is_too_deep(content):
-        raise ConfigError(f"{name} cannot be read: {TOO_DEEP}")
-    return content
 
 
 class _Checked(msgspec.StructMeta):
@@ -295,7 +241,7 @@ class Options(msgspec.Struct, kw_only=True, metaclass=_Checked):
         """As `from_file`, of an open file or a text. Raises `ConfigError`."""
         yaml = lazy.require("yaml", needed_by="A YAML configuration")
         try:
-            content = _load_yaml(yaml, file, "the text")
+            content = load_yaml(yaml, file, "the text")
         except yaml.YAMLError as error:
             raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
         return cls.model_validate(content)

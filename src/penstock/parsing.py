@@ -1,4 +1,4 @@
-"""Reads text and JSON strictly: settings, rows, request bodies, model files. Errors are short
+"""Reads text, JSON and YAML strictly: settings, rows, request bodies, model files. Errors are short
 clauses in our own words, not the parser's.
 """
 
@@ -8,7 +8,11 @@ import codecs
 import json
 import os
 import re
+from pathlib import Path
 from typing import Any, NoReturn
+
+from penstock import lazy
+from penstock.errors import ConfigError
 
 MAX_NESTING = 256
 """How deeply lists and objects may nest: every walk through a value must end."""
@@ -201,3 +205,62 @@ def _place(text: str, position: int) -> str:
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
     return f"line {line}, column {column}" if "\n" in text.rstrip(_BLANK) else f"column {column}"
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file, or of JSON in one ending in .json. Raises `ConfigError`."""
+    yaml = lazy.require("yaml", needed_by="A YAML configuration")
+    try:
+        text = decode_text(read_file(file))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{file} cannot be read: {why}") from None
+    if file.suffix == ".json":  # whose escapes YAML reads otherwise
+        try:
+            content = decode_json(text)
+        except ValueError as error:
+            raise ConfigError(f"{file} is not valid JSON: {error}") from None
+        if (name := repeated_key(text.encode())) is not None:
+            raise ConfigError(f"{file}: the key '{name}' stands twice in one object")
+        return content
+    try:
+        return load_yaml(yaml, text, str(file))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f": line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ConfigError(f"{file} is not valid YAML{place}") from None
+
+
+def load_yaml(yaml: Any, given: Any, name: str) -> Any:
+    """The content of a YAML text or open file. Raises `ConfigError`, also for a key that stands
+    twice, of which YAML would keep the last; passes on `YAMLError`, and errors of reading the file.
+    """
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        # Checked before merges ("<<"), which may repeat a key.
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                    continue
+                if (key.tag, key.value) in seen:
+                    raise ConfigError(
+                        f"{name}: the key '{key.value}' stands twice in one mapping:"
+                        f" line {key.start_mark.line + 1}"
+                    )
+                seen.add((key.tag, key.value))
+            return node
+
+    try:
+        content = yaml.load(given, Loader=Loader)
+    except RecursionError:
+        raise ConfigError(f"{name} cannot be read: {TOO_DEEP}") from None
+    except (yaml.YAMLError, ConfigError, OSError, UnicodeError):
+        raise
+    except Exception:  # of several kinds, for values that do not match their form or tag
+        raise ConfigError(
+            f"{name} is not valid YAML: it holds a date or number that there is not"
+        ) from None
+    if is_too_deep(content):
+        raise ConfigError(f"{name} cannot be read: {TOO_DEEP}")
+    return content

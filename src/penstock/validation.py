@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import inspect
 
-from penstock.config import MASK, masked, tells_a_secret
-
 _MOST_OF_FLOATS = sys.float_info.max
 _LISTS = inspect.ListType | inspect.VarTupleType | inspect.SetType | inspect.FrozenSetType
 _KINDS: tuple[tuple[Any, str, Any], ...] = (
@@ -35,10 +33,6 @@ _KINDS: tuple[tuple[Any, str, Any], ...] = (
     (_LISTS, "a list", list | tuple | set | frozenset),
 )
 """msgspec's type of a field, its name for people, the values that it takes."""
-_KEYS = re.compile(r"_keys(?![a-z_])")
-"""Fields that hold several secrets. `masked` leaves them: a processor's keys may be columns."""
-_SHOWN = 200
-"""Characters of a wrong value that an error repeats."""
 _PLACE = re.compile(r"at `\$\.?(.*)`$")
 _SEARCHED = 10_000
 """Entries of an object or a list that are looked at one by one, which takes 0.2 s."""
@@ -245,11 +239,3 @@ def _choices(kind: Any) -> Iterable[str]:
     for part in _either(kind):
         if isinstance(part, inspect.LiteralType):
             yield from (word for word in part.values if isinstance(word, str))
-
-
-def shown(value: Any, place: str) -> str:
-    """What an error says of a value at the path `place`: its beginning, and nothing of a secret."""
-    if value is not None and (tells_a_secret(place) or _KEYS.search(place)):
-        return repr(MASK)
-    text = repr(masked(value, place))
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct, field
 
-from penstock.config import read_yaml
 from penstock.engines.decisions.answers import decided, values_of
 from penstock.errors import ConfigError, nearest
+from penstock.parsing import read_yaml
 from penstock.types import ChoiceQuestion, Decision, Question
 
 if TYPE_CHECKING:

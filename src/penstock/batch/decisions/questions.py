@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from penstock.batch.decisions.calibration import Calibration, read_calibration
 from penstock.batch.values.plain import UnstorableError, plain
-from penstock.config import read_yaml, unknown_key
+from penstock.config import unknown_key
 from penstock.engines.decisions.answers import Value, values_of
 from penstock.engines.decisions.checks import (
     MOST_OPTIONS,
@@ -21,6 +21,7 @@ from penstock.engines.decisions.checks import (
     scale,
 )
 from penstock.errors import ConfigError, RequestError, nearest
+from penstock.parsing import read_yaml
 from penstock.types import (
     ChoiceQuestion,
     Decision,

@@ -15,10 +15,11 @@ from typing import Any, Literal
 from msgspec import field
 from msgspec.structs import replace
 
-from penstock.config import Options, import_object, parse_options, read_yaml
+from penstock.config import Options, import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import LLMConfig
 from penstock.llm_config.items import Items
+from penstock.parsing import read_yaml
 from penstock.serve.config.settings import HttpSettings
 
 _log = logging.getLogger("penstock.serve")
