@@ -32,8 +32,8 @@ def command(folder, name, together=16, asked=("--decide", "questions.json")):
     (folder / "questions.json").write_text(json.dumps(QUESTIONS))
     (folder / "schema.json").write_text(json.dumps(SCHEMA))
     options = ["--prompt", "{ticket}", *asked, "--limit", "80"]
-    generates = "--schema" in asked  # what is generated may depend on what runs beside it
-    given = {"max_num_seqs": together, "deterministic": generates}
+    # What is computed may depend on what runs beside it: of decisions, with AMX.
+    given = {"max_num_seqs": together, "deterministic": True}
     engine = ["--engine-kwargs", json.dumps(given)]
     program = [sys.executable, "-m", "penstock.cli", "run", tickets_path(), "-o", name]
     return [*program, *options, *engine]

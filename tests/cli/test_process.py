@@ -35,13 +35,13 @@ def test_sizes(count, binary, decimal):
 
 
 def test_many_cores_and_odd_names_are_shown_shortly(tmp_path):
-    model = 'model_loading_config: {model_id: "a\\ab", model_source: demo}'
+    model = 'model_loading_config: {model_id: m, model_source: "a\\ab"}'
     replicas = "deployment_config: {num_replicas: 1000}"
     (tmp_path / "m.yaml").write_text(
         f"llm_configs: [{{{model}, llm_engine: simulated, {replicas}}}]"
     )
     shown = CliRunner().invoke(explain, [str(tmp_path / "m.yaml")], catch_exceptions=False).output
-    assert shown.startswith("a\\x07b: ")
+    assert shown.startswith("m: a\\x07b on simulated")
     assert "; and 968 more" in shown
 
 
