@@ -54,7 +54,7 @@ async def test_a_window_that_cannot_be_kept_fails_the_batch_at_once(tmp_path: Pa
         first = await service.submit([line(f"a{n}", seed=n) for n in range(40)])
         assert (await service.ended(first.id)).status == "completed"
         later = await service.submit(
-            [line(f"b{n}", seed=n) for n in range(4000)], completion_window="1s"
+            [line(f"b{n}", seed=n) for n in range(4000)], completion_window="5s"
         )
         found = await service.ended(later.id)
         assert found.status == "failed"
