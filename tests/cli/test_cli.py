@@ -81,7 +81,7 @@ def test_a_run_and_its_summary(folder):
 
 
 def test_a_quiet_run_says_why_it_fails(folder):
-    (folder / "bad.jsonl").write_text("{\n}\n")
+    (folder / "bad.jsonl").write_text("no JSON\n{\n")
     done = penstock("run", "bad.jsonl", "-o", "out.jsonl", *SIMULATED, "-q", cwd=folder)
     assert (done.returncode, done.stderr) == (
         1,
