@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[1] / "scripts" / "same_again.py"
 
 
-@pytest.mark.parametrize("name", ["demo", "smollm2"])
+@pytest.mark.parametrize("name", ["demo", pytest.param("smollm2", marks=pytest.mark.nightly)])
 def test_rows_are_answered_the_same_again(name, request):
     model = name if name == "demo" else request.getfixturevalue(name)
     small = ["--rows", "20", "--shuffles", "1", "--kills", "1", "--tokens", "8"]

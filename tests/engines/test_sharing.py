@@ -184,7 +184,7 @@ def test_the_minimum_share_is_kept_however_tight_the_target(share: float) -> Non
         assert not found.controller.grants
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_million_steps_of_changing_traffic() -> None:
     """Slots are never exceeded, and the promised share holds in any window."""
     share = 0.05

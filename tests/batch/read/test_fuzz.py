@@ -175,5 +175,5 @@ def fuzzed(examples):
 
 test_lines, test_csv, test_compressed, test_parquet = fuzzed(60)
 test_many_lines, test_much_csv, test_much_compressed, test_much_parquet = map(
-    pytest.mark.slow, fuzzed(1500)
+    pytest.mark.nightly, fuzzed(1500)
 )

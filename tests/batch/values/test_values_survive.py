@@ -310,14 +310,14 @@ def test_arrow_values_survive(tables_and_rows, form):
     check(tables, rows, form)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @many
 @given(drifting(), st.sampled_from(["jsonl", "parquet", None]))
 def test_more_python_values_survive(rows, form):
     check([{"text": "x", **row} for row in rows], rows, form)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @many
 @given(arrow_tables(), st.sampled_from(["jsonl", "parquet"]))
 def test_more_arrow_values_survive(tables_and_rows, form):

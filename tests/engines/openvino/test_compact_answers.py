@@ -83,6 +83,7 @@ async def answers(engine):
     )
 
 
+@pytest.mark.nightly
 async def test_a_real_model_pads_nothing(smollm2):
     engine = OpenVINOEngine(smollm2)
     await engine.start()

@@ -193,7 +193,7 @@ async def test_some_drawn_requests(engine):
     await fuzz(engine, seed=14, count=160)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("seed", range(4))
 async def test_many_drawn_requests(engine, seed):
