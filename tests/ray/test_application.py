@@ -10,7 +10,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -74,9 +76,9 @@ def model(model_id: str, engine: dict[str, Any] | None = None, **deployment: Any
     }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def proxy() -> Iterator[str]:
-    """The cluster; gives the URL of Ray's own proxy."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of two nodes, both on this machine."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     one = Cluster(
@@ -94,12 +96,18 @@ def proxy() -> Iterator[str]:
         log_to_driver=False,
         runtime_env={"env_vars": dict.fromkeys("ABC", "job")},
     )
-    port = free_port()
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    yield f"http://127.0.0.1:{port}"
+    yield one
     serve.shutdown()
     ray.shutdown()
     one.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def proxy(cluster: Cluster) -> str:
+    """The URL of Ray's own proxy."""
+    port = free_port()
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    return f"http://127.0.0.1:{port}"
 
 
 @contextmanager
@@ -513,6 +521,51 @@ def test_a_model_in_an_application_of_ones_own() -> None:
         assert handle.tokens.remote("hi").result() == [104, 105]
     finally:
         serve.delete("app")
+
+
+def test_a_lost_node_cuts_the_streams_that_it_had_begun_and_nothing_else(cluster: Cluster) -> None:
+    doomed, _ = [
+        cluster.add_node(num_cpus=2, resources={"model": 1}, object_store_memory=80 * 2**20)
+        for _ in range(2)
+    ]
+    # Each on a node of its own, and so slow that answers are under way on both.
+    slow = model(
+        "m",
+        {"time_per_token_ms": 20},
+        num_replicas=2,
+        ray_actor_options={"resources": {"model": 1}},
+    )
+    on_head = {"ray_actor_options": {"resources": {"node:__internal_head__": 0.001}}}
+    lost = threading.Event()
+
+    def ask_often(client: httpx.Client, number: int) -> Counter[str]:
+        """What became of one client's requests: all plain, or all streams."""
+        ends, more = Counter[str](), 5
+        while more:
+            more -= lost.is_set()
+            if number % 2:
+                stream = ask(client, "m", max_tokens=40, ignore_eos=True, **STREAM).text
+                is_cut = '"code":"engine_dead"' in stream
+                ends["cut"] += is_cut
+                ends["whole"] += not is_cut and tokens_of(stream) == 40
+            else:
+                answer = ask(client, "m", max_tokens=40, ignore_eos=True)
+                ends[str(answer.status_code)] += 1
+        return ends
+
+    with (
+        deployed(slow, ingress_deployment_config=on_head) as client,
+        ThreadPoolExecutor(6) as threads,
+    ):
+        until(lambda: running("m") == 2)
+        asking = [threads.submit(ask_often, client, number) for number in range(6)]
+        ask(client, "m", max_tokens=80)
+        cluster.remove_node(doomed, allow_graceful=False)
+        lost.set()
+        ends = [one.result() for one in asking]
+    # An answer of which the client has a part cannot be begun anew.
+    assert all(end.keys() == {"200"} for end in ends[::2])
+    assert all(end["cut"] <= 1 and end["whole"] >= 5 for end in ends[1::2])
 
 
 def test_the_clusters_store_loses_nothing_that_is_asked_at_once() -> None:
