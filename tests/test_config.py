@@ -288,6 +288,23 @@ def test_wrong_types_name_the_value():
         parse_options(DeploymentConfig, {"max_ongoing_requests": "x"}, "deployment")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ttl_s", 1e308),
+        ("ttl_s", 10**30),
+        ("ttl_s", float("inf")),
+        ("lease_s", 1e11),
+        ("max_bytes", 10**20),
+        ("max_file_bytes", 2**62 + 1),
+        ("max_lines", 10**400),
+    ],
+)
+def test_a_number_that_no_database_holds_is_refused(field, value):
+    with pytest.raises(ConfigError, match=rf"^http\.batches\.{field}: must be (at most|a finite)"):
+        parse_options(BatchSettings, {"path": "state", field: value}, "http.batches")
+
+
 def test_a_fault_beside_a_number_as_text_is_the_one_that_is_told():
     given = {"max_ongoing_requests": "8", "autoscaling_config": {"min_replicas": "-1"}}
     with pytest.raises(ConfigError, match=r"autoscaling_config.min_replicas: must be at least 0"):

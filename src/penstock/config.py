@@ -25,14 +25,19 @@ from penstock.parsing import decode_json, load_yaml, read_yaml
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+MOST_WHOLE = 2**62
+"""Beyond it databases and engines cannot hold a number."""
+MOST_SECONDS = 1e10
+"""About 317 years. Beyond it times in nanoseconds, and dates, cannot be computed."""
+
 # The numbers that options are
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=0, le=MOST_WHOLE)]
+Positive = Annotated[int, Meta(ge=1, le=MOST_WHOLE)]
+Seconds = Annotated[float, Meta(gt=0, le=MOST_SECONDS)]
 """The type of a limit, or of an interval that cannot be 0."""
-Pause = Annotated[float, Meta(ge=0)]
+Pause = Annotated[float, Meta(ge=0, le=MOST_SECONDS)]
 """The type of a time in seconds that may be 0: none."""
-Rate = Annotated[float, Meta(gt=0)]
+Rate = Annotated[float, Meta(gt=0, le=1e15)]
 """The type of a rate: requests or tokens in a second or a minute."""
 
 MASK = "***"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from penstock.cli.options import FiniteRange, check_places, json_object, with_options
+from penstock.cli.options import FiniteRange, WholeRange, check_places, json_object, with_options
 from penstock.cli.process import interruptible, plain_table
 from penstock.errors import ConfigError
 from penstock.observability import say
@@ -32,12 +32,12 @@ _WORKLOAD = (
         show_default=True,
         help="Lengths and repetitions of prompts: those of Azure's traces, of GSM8K, …",
     ),
-    click.option("--input-tokens", type=click.IntRange(1), help="Length of every prompt."),
-    click.option("--output-tokens", type=click.IntRange(1), help="Most new tokens of each."),
-    click.option("--max-input", type=click.IntRange(1), help="Cap of drawn lengths of prompts."),
-    click.option("--max-output", type=click.IntRange(1), help="Cap of drawn lengths of answers."),
+    click.option("--input-tokens", type=WholeRange(1), help="Length of every prompt."),
+    click.option("--output-tokens", type=WholeRange(1), help="Most new tokens of each."),
+    click.option("--max-input", type=WholeRange(1), help="Cap of drawn lengths of prompts."),
+    click.option("--max-output", type=WholeRange(1), help="Cap of drawn lengths of answers."),
     click.option(
-        "--prefixes", type=click.IntRange(1), help="Shared prefixes of shared-prefix.  [default: 8]"
+        "--prefixes", type=WholeRange(1), help="Shared prefixes of shared-prefix.  [default: 8]"
     ),
     click.option(
         "--tokens-per-word",
@@ -72,7 +72,7 @@ def what_is_asked(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @bench.command(epilog=_SERVE_EXAMPLES, short_help="Measure a server under load.")
 @click.argument("targets", metavar="URL|MODEL...", nargs=-1, required=True)
-@click.option("--clients", type=click.IntRange(1), help="Closed loop: this many.  [default: 8]")
+@click.option("--clients", type=WholeRange(1), help="Closed loop: this many.  [default: 8]")
 @click.option("--rate", type=_POSITIVE, help="Open loop: Poisson arrivals, requests a second.")
 @click.option("--ramp", metavar="A:B", help="Open loop: from A to B requests a second.")
 @click.option(
@@ -85,9 +85,9 @@ def what_is_asked(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--seconds", type=_POSITIVE, help="Length of a ramp.  [default: 60]")
 @click.option("--trace-speed", type=_POSITIVE, help="Replay it so many times as fast.")
-@click.option("--requests", type=click.IntRange(1), help="How many are counted.  [default: 100]")
+@click.option("--requests", type=WholeRange(1), help="How many are counted.  [default: 100]")
 @click.option(
-    "--warmup", type=click.IntRange(0), default=8, show_default=True, help="Requests before that."
+    "--warmup", type=WholeRange(0), default=8, show_default=True, help="Requests before that."
 )
 @what_is_asked
 @click.option("--model", help="The model that is asked.  [default: the first that the server has]")
@@ -112,7 +112,7 @@ def what_is_asked(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--engine", help="The engine of a MODEL.  [default: openvino]")
 @click.option("--engine-kwargs", metavar="JSON", help="Its options, as a JSON object.")
 @click.option("--compare", is_flag=True, help="Measure two targets in turn: B over A.")
-@click.option("--rounds", type=click.IntRange(1), help="Turns of each.  [default: 3]")
+@click.option("--rounds", type=WholeRange(1), help="Turns of each.  [default: 3]")
 @click.option(
     "--sweep", type=click.Choice(["clients", "rate"]), help="Level after level; finds the knee."
 )
@@ -168,10 +168,10 @@ Examples:
 
 @bench.command(epilog=_BATCH_EXAMPLES, short_help="Measure a batch job.")
 @click.argument("model", metavar="MODEL", default="demo")
-@click.option("--rows", type=click.IntRange(1), default=256, show_default=True, help="Of the job.")
+@click.option("--rows", type=WholeRange(1), default=256, show_default=True, help="Of the job.")
 @what_is_asked
 @click.option(
-    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of each side."
+    "--rounds", type=WholeRange(1), default=3, show_default=True, help="Turns of each side."
 )
 @click.option("--json", "as_json", metavar="FILE", help="Write the figures; '-' for stdout.")
 def batch(model: str, rows: int, rounds: int, as_json: str | None, **options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.options import FiniteRange
+from penstock.cli.options import FiniteRange, WholeRange
 from penstock.cli.process import interruptible
 from penstock.cli.serve import DEFAULT_PORT
 from penstock.errors import ConfigError, UpstreamError
@@ -29,7 +29,7 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="Address of the server.")
 @click.option("--system", metavar="TEXT", help="A system message.")
 @click.option("--temperature", type=FiniteRange(0, 2), help="[default: the server's]")
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
+@click.option("--max-tokens", type=WholeRange(1), help="Most tokens of an answer.")
 @click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
 def chat(
     model: str,

@@ -10,6 +10,7 @@ import click
 
 import penstock
 from penstock.cli import bench, chat, demo, evaluate, explain, jobs, models, run, serve
+from penstock.cli.options import TooLargeError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,6 +46,8 @@ def usage_fault(error: click.UsageError) -> str:
         return f"there is no option {error.option_name}{near}"
     if isinstance(error, click.MissingParameter):
         return f"{_name(error)} is missing"
+    if isinstance(error, TooLargeError):
+        return f"{_name(error)} {error.message}"
     if isinstance(error, click.BadParameter):
         kind = getattr(error.param, "type", None)
         return (

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from penstock.cli.options import (
+    WholeRange,
     check_places,
     json_object,
     what_is_input,
@@ -52,7 +53,7 @@ Examples:
 @click.option("--against", metavar="FILE", help="Earlier scores, to compare with row by row.")
 @what_is_loaded
 @what_is_input
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
+@click.option("--max-tokens", type=WholeRange(1), help="Most tokens of an answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON objects.")
 def evaluate(
     source: str,
@@ -122,7 +123,7 @@ Then, in questions.yaml:
 @click.option("--picture", metavar="FILE.svg", help="Where reliability diagrams are written.")
 @click.option(
     "--folds",
-    type=click.IntRange(2),
+    type=WholeRange(2),
     default=5,
     show_default=True,
     help="Parts of the cross-validation.",

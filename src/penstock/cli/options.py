@@ -15,14 +15,38 @@ from penstock.errors import ConfigError
 Command = Callable[..., Any]
 
 
+MOST_NUMBER = 1e9
+"""Of what has no bound of its own: times in seconds or days and sizes in MiB stay computable."""
+MOST_WHOLE = 10**15
+
+
+class TooLargeError(click.BadParameter):
+    """A number is beyond `most`."""
+
+    def __init__(self, most: float, param: Any, ctx: Any) -> None:
+        super().__init__(f"must be at most {most:,.0f}", ctx, param)
+
+
 class FiniteRange(click.FloatRange):
-    """A range of numbers without infinities and NaN, which is within any bounds; their bytes are
-    finite too where they are GiB.
-    """
+    """A range of numbers up to 10^9, without NaN, which is within any bounds."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         number = super().convert(value, param, ctx)
-        return number if math.isfinite(number * 2**30) else self.fail("not finite", param, ctx)
+        if math.isnan(number):
+            self.fail("not a number", param, ctx)
+        if number > MOST_NUMBER:
+            raise TooLargeError(MOST_NUMBER, param, ctx)
+        return number
+
+
+class WholeRange(click.IntRange):
+    """A range of whole numbers up to 10^15."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = super().convert(value, param, ctx)
+        if number > MOST_WHOLE:
+            raise TooLargeError(MOST_WHOLE, param, ctx)
+        return number
 
 
 _LOADED = (
@@ -72,7 +96,7 @@ _INPUT = (
         metavar="A,B,C",
         help="Which of these fits each prompt best: the columns choice and choice_probabilities.",
     ),
-    click.option("--limit", type=click.IntRange(0), help="Read only this many rows."),
+    click.option("--limit", type=WholeRange(0), help="Read only this many rows."),
 )
 _ANSWERED = (
     click.option(
@@ -85,7 +109,7 @@ _ANSWERED = (
     ),
     click.option(
         "--dimensions",
-        type=click.IntRange(1),
+        type=WholeRange(1),
         help="Numbers of a vector.  [default: the model's own]",
     ),
     click.option(
@@ -182,13 +206,13 @@ _ANSWERED = (
     ),
     click.option(
         "--max-tokens",
-        type=click.IntRange(1),
+        type=WholeRange(1),
         help="Most tokens of an answer.  [default: the rest of the context]",
     ),
     click.option("--temperature", type=FiniteRange(0), help="[default: 0, the likeliest token]"),
     click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, show_default=True),
     click.option(
-        "--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True
+        "--top-k", type=WholeRange(0), default=0, help="0: all tokens.", show_default=True
     ),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from penstock.cli.options import FiniteRange, json_object, what_is_asked, what_is_kept
+from penstock.cli.options import FiniteRange, WholeRange, json_object, what_is_asked, what_is_kept
 from penstock.cli.process import interruptible
 from penstock.errors import ConfigError
 from penstock.observability import say
@@ -60,7 +60,7 @@ _result_prefix = click.option(
 @click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option(
     "--replicas",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     default=1,
     show_default=True,
     help="Replicas of the engine; here they part the CPU cores among them.",
@@ -84,7 +84,7 @@ _result_prefix = click.option(
 )
 @click.option(
     "--max-tokens-total",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="Stop at this number of tokens, in prompts and answers.",
 )
 @click.option(
@@ -99,7 +99,7 @@ _result_prefix = click.option(
 )
 @click.option(
     "--max-attempts",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     default=3,
     show_default=True,
     help="Attempts at each row.",
@@ -118,7 +118,7 @@ _result_prefix = click.option(
 )
 @click.option(
     "--cache-mb",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="Most MiB of the cache; the oldest answers go.  [default: 10240]",
 )
 @click.option(

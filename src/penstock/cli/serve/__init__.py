@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from penstock.cli.options import FiniteRange, json_object
+from penstock.cli.options import FiniteRange, WholeRange, json_object
 from penstock.cli.process import interruptible
 from penstock.cli.serve import vllm_flags
 from penstock.cli.serve.vllm_flags import (
@@ -104,7 +104,7 @@ DEFAULT_PORT = 8000
 @click.option("--allowed-origins", hidden=True)
 @click.option(
     "--replicas",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="Replicas of MODEL; here they part the CPU cores among them.  [default: 1]",
 )
 @engine_options
@@ -125,18 +125,16 @@ DEFAULT_PORT = 8000
     type=FiniteRange(0, min_open=True),
     help="Largest request body.  [default: 32]",
 )
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
+@click.option("--max-tokens", type=WholeRange(1), help="Most tokens of any answer.")
 @click.option(
-    "--max-prompt-chars", type=click.IntRange(1), help="Longest prompt.  [default: 4,000,000]"
+    "--max-prompt-chars", type=WholeRange(1), help="Longest prompt.  [default: 4,000,000]"
 )
 @click.option(
     "--max-choices",
-    type=click.IntRange(1),
+    type=WholeRange(1),
     help="Most answers to a request (n × prompts).  [default: 128]",
 )
-@click.option(
-    "--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429."
-)
+@click.option("--max-inflight", type=WholeRange(1), help="Most requests at once; others get a 429.")
 @click.option(
     "--head-timeout",
     "head_timeout_s",
@@ -183,7 +181,7 @@ DEFAULT_PORT = 8000
 )
 @click.option(
     "--store-days",
-    type=FiniteRange(0, min_open=True),
+    type=FiniteRange(0, 100_000, min_open=True),
     help="Days until what nobody used is deleted from the store.  [default: 30]",
 )
 @click.option(
