@@ -305,6 +305,20 @@ def test_a_number_that_no_database_holds_is_refused(field, value):
         parse_options(BatchSettings, {"path": "state", field: value}, "http.batches")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("start_timeout_s", 0),
+        ("start_timeout_s", float("nan")),
+        ("prefill_timeout_s", 1e300),
+        ("stream_batching_interval_ms", True),
+    ],
+)
+def test_a_time_that_cannot_be_waited_for_is_refused(field, value):
+    with pytest.raises(ConfigError, match=rf"^experimental_configs\.{field}: must be"):
+        config(experimental_configs={field: value})
+
+
 def test_a_fault_beside_a_number_as_text_is_the_one_that_is_told():
     given = {"max_ongoing_requests": "8", "autoscaling_config": {"min_replicas": "-1"}}
     with pytest.raises(ConfigError, match=r"autoscaling_config.min_replicas: must be at least 0"):

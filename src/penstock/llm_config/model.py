@@ -9,7 +9,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from penstock import env
-from penstock.config import Count, Options, Pause, Positive, Seconds, parse_options
+from penstock.config import MOST_SECONDS, Count, Options, Pause, Positive, Seconds, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
@@ -453,7 +453,14 @@ class LLMConfig(Options, kw_only=True):
     @property
     def start_timeout_s(self) -> float:
         """Seconds within which the engine must start."""
-        return self._experimental("start_timeout_s", env.start_timeout_s(DEFAULT_START_TIMEOUT_S))
+        default = env.start_timeout_s(DEFAULT_START_TIMEOUT_S)
+        seconds = self._experimental("start_timeout_s", default)
+        if not seconds:
+            raise ConfigError(
+                "must be more than 0: no engine starts in no time",
+                field="experimental_configs.start_timeout_s",
+            )
+        return seconds
 
     @property
     def prefill_timeout_s(self) -> float:
@@ -480,9 +487,10 @@ class LLMConfig(Options, kw_only=True):
         value = self.experimental_configs.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (is_number and 0 <= value <= MOST_SECONDS):
             raise ConfigError(
-                f"must be a number of at least 0, got {value!r}",
+                f"must be a number of at least 0 and at most {MOST_SECONDS:.0f}, got {value!r}",
                 field=f"experimental_configs.{name}",
                 value=value,
             )

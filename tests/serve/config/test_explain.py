@@ -51,6 +51,15 @@ def one(given, runtime="ray", **fields):
     return found
 
 
+def test_an_unknown_policy_is_refused_though_one_replica_leaves_nothing_to_choose():
+    router = {"request_router_config": {"request_router_class": "nope"}}
+    given = args({"deployment_config": router})
+    with pytest.raises(ConfigError, match="unknown routing policy 'nope'"):
+        explain(given)
+    with pytest.raises(ConfigError, match="unknown routing policy 'nope'"):
+        build_local_handles(given.llm_configs)
+
+
 def test_bundles_are_those_that_are_placed():
     found = one(BIG)
     assert found.bundles == replica_bundles(args(BIG).llm_configs[0])

@@ -8,6 +8,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from penstock.balance.policies.table import configured_policy
 from penstock.config import masked
 from penstock.cores import parted, usable_cores
 from penstock.engines.base import LLMEngine
@@ -121,6 +122,7 @@ def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) 
 
 def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
     server = server_class(config)
+    configured_policy(config)  # refuses an unknown one
     engine, warnings = _engine(config)
     size, sizes = model_size(config), parallelism(config.engine_kwargs)
     fewest, most = config.deployment_config.replica_counts

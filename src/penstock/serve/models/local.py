@@ -251,6 +251,10 @@ def faced(config: LLMConfig, model: LocalModel) -> ModelHandle:
 def _handle(config: LLMConfig, budget: MemoryBudget) -> ModelHandle:
     fewest, most = local_counts(config)
     if most == 1:
+        if config.deployment_config.request_router_config:  # unused, and yet checked
+            from penstock.balance.policies.table import configured_policy
+
+            configured_policy(config)
         model = LocalModel(config, budget)
         # A model that starts now says it itself, one on demand only to its first client.
         if fewest == 0 and (lack := model.server.engine.lacks()):
