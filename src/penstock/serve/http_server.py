@@ -10,6 +10,7 @@ import logging
 import re
 import signal
 import socket
+import sys
 import termios
 from array import array
 from collections.abc import Callable, Generator, Iterable
@@ -360,8 +361,9 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no HTTP."""
-        self._refuse(_NO_HTTP)
+        """Refuse bytes that are no HTTP, or a head that h11 finds too large."""
+        is_large = getattr(sys.exception(), "error_status_hint", None) == 431
+        self._refuse(_TOO_LARGE if is_large else _NO_HTTP)
 
     def _refuse(self, answer: bytes) -> None:
         """Answer, unless the request's answer has begun, or one is still to come for a request

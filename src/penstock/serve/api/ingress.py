@@ -136,10 +136,16 @@ class IngressApp:
         # With "app" in the scope, Starlette's router raises for an unknown path, and does not
         # answer it itself.
         scope["app"] = self
+        if scope["type"] == "http" and (absolute := _ABSOLUTE.match(scope["path"])):
+            scope = {**scope, "path": scope["path"][absolute.end() :] or "/"}
         root = self.ingress.settings.root_path
         if root and scope["type"] == "http" and scope["path"].startswith(root + "/"):
             scope = {**scope, "path": scope["path"].removeprefix(root)}
         await self._app(scope, receive, send)
+
+
+_ABSOLUTE = re.compile(r"https?://[^/]*", re.IGNORECASE)
+"""What a client writes before the path that takes the server for a proxy (RFC 9112, 3.2.2)."""
 
 
 class _Exact(Route):

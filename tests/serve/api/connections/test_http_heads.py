@@ -68,6 +68,17 @@ class TestHeads:
         client.sendall(HEALTH + b"x-long: " + b"a" * 60_000 + b"\r\n" + ENDED)
         assert rest(client).startswith(b"HTTP/1.1 200 ")
 
+    def test_a_head_that_is_too_large_is_said_to_be_so(self, connect: Any) -> None:
+        client = connect()
+        client.sendall(HEALTH + b"x-long: " + b"a" * (1 << 16))
+        assert rest(client).startswith(b"HTTP/1.1 431 ")
+
+    @pytest.mark.parametrize("target", [b"http://localhost/health", b"HTTP://a:80/health?"])
+    def test_a_target_may_name_the_server(self, connect: Any, target: bytes) -> None:
+        client = connect()
+        client.sendall(HEALTH.replace(b"/health", target) + ENDED)
+        assert rest(client).startswith(b"HTTP/1.1 200 ")
+
     def test_an_offer_of_another_protocol_is_passed_over(self, connect: Any, caplog: Any) -> None:
         client = http.client.HTTPConnection("")
         client.sock = connect()
