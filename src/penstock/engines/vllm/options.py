@@ -329,9 +329,8 @@ def check_server_options(given: Mapping[str, Any]) -> None:
                 hint=instead,
             )
     if (variables := given.get("default_chat_template_kwargs")) is not None:
-        from penstock.engines.templates.chat_template import (
-            check_variables,  # late: Jinja comes with it
-        )
+        # Jinja comes with it.
+        from penstock.engines.templates.chat_template import check_variables
 
         check_variables(variables)
     if given.get("tool_call_parser"):

@@ -336,17 +336,14 @@ class Prompts:
         return made
 
     async def written(self, request: ChatRequest) -> tuple[str, dict[str, Any]]:
-        """The text of a conversation, and what else its prompt has: its media. Raises
-        `UnsupportedError`, and vLLM's errors.
+        """The text of a conversation whose tokenizer writes it as text, and what else its prompt
+        has: its media. Raises vLLM's errors.
         """
         messages, _, kwargs = self._for_template(request, None)
         params = self._chat_params(request.chat_template, kwargs, None)
         _, prompt = await self._renderer.render_messages_async(messages, params)
         media = dict(prompt)
-        if not isinstance(text := media.pop("prompt", None), str):
-            why = "the vllm engine makes no decisions where conversations are written as tokens"
-            raise UnsupportedError(why, param="messages")
-        return text, media
+        return media.pop("prompt"), media
 
     async def with_media(self, ids: list[int], media: Mapping[str, Any], head: int) -> Any:
         """The engine input of token ids, of which so many are a `head` with `media`. In the others
