@@ -21,8 +21,6 @@ from typing import Any
 
 import msgspec
 import uvicorn
-from msgspec import Struct
-from msgspec.structs import asdict
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from penstock.errors import ConfigError, PenstockError, RequestError, SlowRequestError
@@ -30,6 +28,7 @@ from penstock.openai.responses import error_body
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.config.settings import Limits
 from penstock.serve.models.handle import ModelHandle
+from penstock.serve.tls import Tls
 
 _log = logging.getLogger("penstock.serve")
 
@@ -111,17 +110,6 @@ def address(listening: socket.socket, *, tls: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-class Tls(Struct, frozen=True, kw_only=True):
-    """Files in PEM form with which a server proves who it is; `ca_certs` and `cert_reqs` (as in
-    Python's ssl) are for clients that must do so too.
-    """
-
-    certfile: str
-    keyfile: str | None = None
-    ca_certs: str | None = None
-    cert_reqs: int = 0
-
-
 class HttpServer:
     """One ingress on one socket.
 
@@ -156,15 +144,10 @@ class HttpServer:
             proxy_headers=False,
             ws="none",
             timeout_graceful_shutdown=1,
-            **{f"ssl_{name}": value for name, value in asdict(tls).items()} if tls else {},
         )
-        try:
-            if tls is not None:
-                config.load()
-        except OSError as error:  # of TLS: an ssl.SSLError is one
-            raise ConfigError(
-                f"the certificate cannot be used: {error.strerror or error}", field="ssl_certfile"
-            ) from None
+        if tls is not None:
+            config.load()  # sets what the next line replaces
+            config.ssl = tls.context()
         self._uvicorn = _Uvicorn(config)
 
     def stop(self) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from penstock.cli.serve.keys import KeyFiles
     from penstock.serve.config.serving_args import LLMServingArgs
     from penstock.serve.config.settings import HttpSettings
-    from penstock.serve.http_server import Tls
+    from penstock.serve.tls import Tls
 
 _log = logging.getLogger("penstock.serve")
 DEFAULT_PORT = 8000
@@ -244,7 +244,8 @@ def serve(
 
     from penstock.cli.serve.keys import KeyFiles
     from penstock.cli.serve.settings import settings_of
-    from penstock.serve.http_server import Tls, listen, listen_at
+    from penstock.serve.http_server import listen, listen_at
+    from penstock.serve.tls import Tls
 
     tls = None
     if ssl_certfile is not None:
