@@ -92,3 +92,9 @@ def test_names(page):
                 and all(re.search(rf"\b{one}\b", text) for one in parts[count:])
             ]
             assert modules, f"{page}: there is no {name}"
+
+
+def test_variables_of_the_environment():
+    read = set(re.findall(r'"([A-Z][A-Z_]{8,}[A-Z])"', files()["src/penstock/env.py"]))
+    assert read
+    assert read <= {*re.findall(r"[A-Z][A-Z_]+", book.text("docs/reference/environment.md"))}

@@ -1,15 +1,38 @@
 """Settings from the environment, read and checked in one place: Penstock's own variables, and those
 of Ray Serve LLM that mean something here. Only `PENSTOCK_API_KEY` is read elsewhere: it is an
-option of two commands.
+option of some commands.
 
 Each call reads the environment, so a program may still set a variable after the import.
 """
 
 from __future__ import annotations
 
+import math
 import os
 
 from penstock.errors import ConfigError
+
+CLIENT_KEY = "PENSTOCK_API_KEY"
+_OWN = (
+    *("PENSTOCK_ENGINE_CLS", "PENSTOCK_CACHE_DIR", "PENSTOCK_ADAPTER_CACHE_MB"),
+    *("PENSTOCK_STATE_DIR", "PENSTOCK_API_KEYS", "PENSTOCK_ADMIN_KEYS", "PENSTOCK_DEBUG"),
+    CLIENT_KEY,
+)
+_ALIKE = 0.86
+_MOST = 1e10
+
+
+def misspelt() -> list[tuple[str, str]]:
+    """Variables that are almost one of Penstock's, each with that one. Others may be anybody's:
+    Kubernetes makes some for a service called penstock.
+    """
+    unknown = [name for name in os.environ if name.startswith("PENSTOCK_") and name not in _OWN]
+    if not unknown:
+        return []
+    from difflib import get_close_matches  # imported only for a mistake
+
+    found = ((name, get_close_matches(name, _OWN, n=1, cutoff=_ALIKE)) for name in unknown)
+    return [(name, near[0]) for name, near in found if near]
 
 
 def engine_cls() -> tuple[str, str] | None:
@@ -30,7 +53,7 @@ def cache_dir() -> str:
 def adapter_cache_bytes() -> int:
     """`PENSTOCK_ADAPTER_CACHE_MB`: size limit of the adapter cache in MiB; default 10240."""
     value = os.environ.get("PENSTOCK_ADAPTER_CACHE_MB") or "10240"
-    if not value.isascii() or not value.isdecimal():
+    if not value.isascii() or not value.isdecimal() or len(value) > 12:
         raise ConfigError(
             f"must be a whole number, not '{value}'", field="PENSTOCK_ADAPTER_CACHE_MB", value=value
         )
@@ -69,7 +92,7 @@ def adapter_timeout_s() -> float | None:
     """`DEFAULT_MULTIPLEX_DOWNLOAD_TIMEOUT_S`: seconds for the download of an adapter; default 30, 0
     for no limit.
     """
-    seconds = _number("DEFAULT_MULTIPLEX_DOWNLOAD_TIMEOUT_S", 30.0)
+    seconds = _number("DEFAULT_MULTIPLEX_DOWNLOAD_TIMEOUT_S", 30.0, least=-_MOST)
     return seconds if seconds and seconds > 0 else None
 
 
@@ -123,11 +146,18 @@ def _whole(name: str) -> int | None:
     return None if number is None else max(1, int(number))
 
 
-def _number(name: str, default: float | None) -> float | None:
+def _number(name: str, default: float | None, least: float = 0.0) -> float | None:
     value = os.environ.get(name)
     if not value:
         return default
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise ConfigError(f"must be a number, not '{value}'", field=name, value=value) from None
+        number = math.nan
+    if not least <= number <= _MOST:
+        raise ConfigError(
+            f"must be a number from {least:.0f} to {_MOST:.0f}, not '{value}'",
+            field=name,
+            value=value,
+        )
+    return number

@@ -1,5 +1,7 @@
 """Ray's variables of the environment, as defaults of ours."""
 
+import os
+
 import pytest
 
 from penstock import env
@@ -49,3 +51,25 @@ def test_the_class_of_engines(monkeypatch):
     assert env.engine_cls() == ("RAYLLM_VLLM_ENGINE_CLS", "theirs:Engine")
     monkeypatch.setenv("PENSTOCK_ENGINE_CLS", "ours:Engine")
     assert env.engine_cls() == ("PENSTOCK_ENGINE_CLS", "ours:Engine")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "1e300", "soon"])
+def test_a_number_that_cannot_be_meant_is_refused(monkeypatch, value):
+    name = "RAY_SERVE_LLM_DEFAULT_MAX_ONGOING_REQUESTS"
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{name}: must be a number from 0 to .*'{value}'"):
+        env.max_ongoing_requests()
+
+
+def test_a_variable_that_is_almost_known_is_told(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
+        monkeypatch.delenv(name)
+    for name in ("CACHE_DIR", "API_KEY", "SERVICE_HOST", "PORT", "PORT_8000_TCP", "MODELS"):
+        monkeypatch.setenv(f"PENSTOCK_{name}", "x")
+    assert env.misspelt() == []
+    monkeypatch.setenv("PENSTOCK_CACHEDIR", "x")
+    monkeypatch.setenv("PENSTOCK_APIKEYS", "x")
+    assert sorted(env.misspelt()) == [
+        ("PENSTOCK_APIKEYS", "PENSTOCK_API_KEYS"),
+        ("PENSTOCK_CACHEDIR", "PENSTOCK_CACHE_DIR"),
+    ]

@@ -9,14 +9,18 @@ from typing import Any
 import click
 
 import penstock
+from penstock import env
 from penstock.cli import bench, chat, demo, evaluate, explain, jobs, models, run, serve
 from penstock.cli.options import TooLargeError
+from penstock.observability import say
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(penstock.__version__, prog_name="penstock")
 def cli() -> None:
     """Run large language models over data sets and serve them, on one shared engine."""
+    for name, near in env.misspelt():
+        say(f"Warning: the variable {name} is not known. Did you mean {near}?")
 
 
 for command in (

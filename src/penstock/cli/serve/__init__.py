@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from penstock import env
 from penstock.cli.options import FiniteRange, WholeRange, json_object
 from penstock.cli.process import interruptible
 from penstock.cli.serve import vllm_flags
@@ -284,6 +286,11 @@ def serve(
     here = uds is not None or host in ("127.0.0.1", "::1", "localhost")
     if not here and not settings.api_keys:
         say(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.")
+    if not settings.api_keys and os.environ.get(env.CLIENT_KEY):
+        say(
+            f"Warning: {env.CLIENT_KEY} is the key that clients send. The server has none:"
+            " PENSTOCK_API_KEYS or --api-key-file sets its keys."
+        )
     budget = None if memory_budget_gb is None else int(memory_budget_gb * 2**30)
     listening = listen(host, port) if uds is None else listen_at(uds)
     try:
