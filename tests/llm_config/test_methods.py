@@ -217,7 +217,7 @@ def test_what_the_engine_gets():
     [
         ("num_router_replicas", 2, "num_ingress_replicas"),
         ("stream_batching_interval", 2, "stream_batching_interval_ms"),
-        ("num_ingress_replicas", 1.5, "whole number"),
+        ("num_ingress_replicas", 1.5, "must be an integer"),
         ("num_ingress_replicas", -1, "at least 0"),
     ],
 )

@@ -9,7 +9,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from penstock import env
-from penstock.config import MOST_SECONDS, Count, Options, Pause, Positive, Seconds, parse_options
+from penstock.config import Count, Options, Pause, Positive, Seconds, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config.batch import BatchConfig
 from penstock.llm_config.engine_choice import ENGINE_NAMES, chosen_engine, unknown_engine
@@ -21,7 +21,13 @@ from penstock.llm_config.engine_config import (
     kind_of_bundles,
 )
 from penstock.llm_config.items import Items
-from penstock.llm_config.parts import MOST_REPLICAS, Replicas, check_mappings, check_names
+from penstock.llm_config.parts import (
+    MOST_REPLICAS,
+    Experiments,
+    Replicas,
+    check_mappings,
+    check_names,
+)
 
 Above = Annotated[float, Meta(gt=0)]
 Bundle = dict[str, Annotated[float, Meta(ge=0)]]
@@ -279,12 +285,6 @@ class CallbackConfig(Options, kw_only=True):
             )
 
 
-KNOWN_EXPERIMENTS = frozenset(
-    {
-        *("stream_batching_interval_ms", "start_timeout_s", "prefill_timeout_s"),
-        *("prefill_min_tokens", "num_ingress_replicas"),
-    }
-)
 PORT_BASE = "_PORT_BASE"
 """What names of first ports in `experimental_configs` end with."""
 NOT_NEEDED = {
@@ -341,13 +341,7 @@ class LLMConfig(Options, kw_only=True):
             force_setattr(self, "accelerator_type", accelerator_name(self.accelerator_type))
         self._check_accelerator()
         self._check_experiments()
-        _ = (  # checked now rather than on first use
-            self.stream_batching_interval_s,
-            self.start_timeout_s,
-            self.prefill_timeout_s,
-            self.prefill_min_tokens,
-            self.num_ingress_replicas,
-        )
+        _ = self.start_timeout_s, self.stream_batching_interval_s  # the environment is checked too
 
     def _check_accelerator(self) -> None:
         name, given = self.accelerator_type, self.accelerator_config
@@ -367,10 +361,11 @@ class LLMConfig(Options, kw_only=True):
             )
 
     def _check_experiments(self) -> None:
+        known = Experiments.__struct_fields__
         for name, value in self.experimental_configs.items():
-            if name in KNOWN_EXPERIMENTS or name in NOT_NEEDED or name.endswith(PORT_BASE):
+            if name in known or name in NOT_NEEDED or name.endswith(PORT_BASE):
                 continue
-            hint = nearest(name, KNOWN_EXPERIMENTS)
+            hint = nearest(name, known)
             if name == "num_router_replicas":  # its name in earlier versions of Ray
                 hint = "It is num_ingress_replicas now."
             raise ConfigError(
@@ -447,54 +442,36 @@ class LLMConfig(Options, kw_only=True):
         """Seconds for which later deltas of a stream are joined. With 0 only deltas that the caller
         has not yet taken are joined.
         """
-        default = env.stream_interval_ms()
-        return self._experimental("stream_batching_interval_ms", default) / 1000
+        given = self._experiments.stream_batching_interval_ms
+        return (env.stream_interval_ms() if given is None else given) / 1000
 
     @property
     def start_timeout_s(self) -> float:
         """Seconds within which the engine must start."""
-        default = env.start_timeout_s(DEFAULT_START_TIMEOUT_S)
-        seconds = self._experimental("start_timeout_s", default)
-        if not seconds:
-            raise ConfigError(
-                "must be more than 0: no engine starts in no time",
-                field="experimental_configs.start_timeout_s",
-            )
-        return seconds
+        given = self._experiments.start_timeout_s
+        return env.start_timeout_s(DEFAULT_START_TIMEOUT_S) if given is None else given
 
     @property
     def prefill_timeout_s(self) -> float:
         """Seconds that the prefill side may take for a prompt; after that this side computes it."""
-        return self._experimental("prefill_timeout_s", DEFAULT_PREFILL_TIMEOUT_S)
+        given = self._experiments.prefill_timeout_s
+        return DEFAULT_PREFILL_TIMEOUT_S if given is None else given
 
     @property
     def prefill_min_tokens(self) -> float:
         """Prompts with fewer tokens are not worth a transfer."""
-        return self._experimental("prefill_min_tokens", 0)
+        return self._experiments.prefill_min_tokens or 0
 
     @property
     def num_ingress_replicas(self) -> int | None:
         """Replicas of the ingress on Ray that this model asks for; the most of all models count."""
-        wanted = self._experimental("num_ingress_replicas", 0)
-        if wanted != int(wanted):
-            raise ConfigError(
-                f"must be a whole number, got {wanted}",
-                field="experimental_configs.num_ingress_replicas",
-            )
-        return int(wanted) or None
+        return self._experiments.num_ingress_replicas or None
 
-    def _experimental(self, name: str, default: float) -> float:
-        value = self.experimental_configs.get(name)
-        if value is None:
-            return default
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (is_number and 0 <= value <= MOST_SECONDS):
-            raise ConfigError(
-                f"must be a number of at least 0 and at most {MOST_SECONDS:.0f}, got {value!r}",
-                field=f"experimental_configs.{name}",
-                value=value,
-            )
-        return float(value)
+    @property
+    def _experiments(self) -> Experiments:
+        given = self.experimental_configs
+        known = {name: given[name] for name in Experiments.__struct_fields__ if name in given}
+        return parse_options(Experiments, known, "experimental_configs")
 
 
 def _check_engine_kwargs(given: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from penstock.config import parse_options
+from penstock.config import Count, Pause, Seconds, parse_options
 from penstock.errors import ConfigError
 
 MOST_REPLICAS = 10_000
@@ -26,6 +26,16 @@ class _ActorOptions(Struct, kw_only=True):
     runtime_env: Any = None
     label_selector: Any = None
     fallback_strategy: Any = None
+
+
+class Experiments(Struct, kw_only=True):
+    """The numbers of `experimental_configs`; None where they leave one out."""
+
+    stream_batching_interval_ms: Pause | None = None
+    start_timeout_s: Seconds | None = None
+    prefill_timeout_s: Pause | None = None
+    prefill_min_tokens: Pause | None = None
+    num_ingress_replicas: Count | None = None
 
 
 class _RouterOptions(Struct, kw_only=True):
