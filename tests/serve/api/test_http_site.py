@@ -38,6 +38,7 @@ async def test_models_are_listed_without_being_called(served: Any, untouchable: 
         ]
         assert cards[1]["reason"] == "no such file"
         assert cards[0]["max_model_len"] == 32768
+        assert (await client.get("/v1/models/")).json() == (await client.get("/v1/models")).json()
         one = (await client.get("/v1/models/m1")).json()
         assert one == cards[1]
         assert (await client.get("/health")).json() == {"status": "ok"}

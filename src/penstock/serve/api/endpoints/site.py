@@ -38,7 +38,10 @@ async def list_models(exchange: Exchange) -> Response:
 
 async def show_model(exchange: Exchange) -> Response:
     """Show one model or adapter."""
-    card = await exchange.ingress.models.card(exchange.request.path_params["id"])
+    name = exchange.request.path_params["id"]
+    if not name:  # "/v1/models/"
+        return await list_models(exchange)
+    card = await exchange.ingress.models.card(name)
     if is_anthropic(exchange.request.scope):
         return exchange.json(model_info(card))
     return exchange.json(_visible_card(exchange, card))
