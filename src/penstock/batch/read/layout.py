@@ -8,7 +8,6 @@ type. Extension types, unions and maps stay as they are.
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from penstock.batch.values.arrow import run_numbers
 
@@ -59,6 +58,8 @@ def _relaid(column: pa.Array, kind: pa.DataType) -> pa.Array:
             _relaid(parts, kind.value_type), type=kind, mask=column.is_null()
         )
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        import pyarrow.compute as pc
+
         lengths = pc.fill_null(pc.list_value_length(column), 0)
         make, whole = (
             (pa.LargeListArray, pa.int64())

@@ -13,7 +13,6 @@ from itertools import chain, pairwise
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from penstock.batch.values.nanoseconds import (
     NanoDatetime,
@@ -271,6 +270,8 @@ def python_values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
         pairs = list(zip(python_values(array.keys), python_values(array.items), strict=True))
         starts = array.offsets.to_pylist()
         return _unless_null(array, (pairs[start:stop] for start, stop in pairwise(starts)))
+    import pyarrow.compute as pc  # a fifth of PyArrow's own time: only where it is needed
+
     parts = iter(python_values(array.flatten()))
     lengths = pc.list_value_length(array).to_pylist()
     return [None if length is None else [next(parts) for _ in range(length)] for length in lengths]
@@ -280,6 +281,8 @@ def run_numbers(array: pa.Array) -> pa.Array:
     """For each row of a run-end encoded array, which of its `values` it has. `pc.run_end_decode`
     knows few types of values.
     """
+    import pyarrow.compute as pc
+
     numbers = pa.array(range(len(array.values)), pa.int64())
     runs = pa.RunEndEncodedArray.from_arrays(array.run_ends, numbers)
     return pc.run_end_decode(runs.slice(array.offset, len(array)))
