@@ -9,7 +9,7 @@ from aiohttp import web
 from penstock.engines.remote import stream
 from penstock.engines.remote.requests import task_body
 from penstock.errors import UnsupportedError, UpstreamError
-from penstock.openai.responses import completion_logprobs
+from penstock.openai.responses import chat_logprobs, completion_logprobs
 from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import (
     ClassifyRequest,
@@ -299,6 +299,29 @@ async def test_parts_of_characters_begin_where_these_do(script):
     assert body is not None
     assert body["tokens"] == plain["tokens"]
     assert body["text_offset"] == [0, 0, 1]
+
+
+async def test_tokens_that_are_part_of_a_character_keep_their_bytes(script):
+    def part(*stated):
+        return {"token": "\ufffd", "logprob": -0.5, "bytes": list(stated)}
+
+    plain = {"token": "a", "logprob": -1.0, "bytes": None}
+    wrong = {**part(), "bytes": [999]}
+    content = [
+        {**part(0xC3), "top_logprobs": [part(0xC3), plain]},
+        {**part(0xA9), "top_logprobs": []},
+        {"token": "!", "logprob": -1.0, "bytes": [33], "top_logprobs": [wrong]},
+    ]
+    chat = {"message": {"content": "é!"}, "logprobs": {"content": content}}
+    script.answers = [{"choices": [chat]}]
+    async with remote(script) as engine:
+        result = await answer(engine, whole(sampling=Sampling(logprobs=2)))
+    body = chat_logprobs(result.logprobs[0])
+    assert body is not None
+    first, second, last = body["content"]
+    assert (first["bytes"], second["bytes"], last["bytes"]) == ([0xC3], [0xA9], [33])
+    assert [one["bytes"] for one in first["top_logprobs"]] == [[0xC3], [97]]
+    assert last["top_logprobs"][0]["bytes"] == [0xEF, 0xBF, 0xBD]
 
 
 async def test_logprobs_of_chats_and_completions(script):

@@ -6,6 +6,7 @@ Servers omit and add fields, so only the necessary fields are read, and few are 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from collections import Counter
@@ -106,11 +107,10 @@ _NO_MESSAGE = _Message()
 class _Top(Struct):
     token: str
     logprob: float | None
+    bytes: Any = None
 
 
-class _Token(Struct):
-    token: str
-    logprob: float | None
+class _Token(_Top):
     top_logprobs: list[_Top] | None = None
 
 
@@ -124,31 +124,47 @@ class _Logprobs(Struct):
 
     def neutral(self) -> tuple[TokenLogprob, ...] | None:
         if self.content is not None:
-            return tuple(
-                _logprob(t.token, t.logprob, [(o.token, o.logprob) for o in t.top_logprobs or ()])
-                for t in self.content
-            )
+            return tuple(_logprob(one, one.top_logprobs or ()) for one in self.content)
         if self.tokens is None:
             return None
         # Servers may send fewer probabilities than tokens, or more.
         rows = zip_longest(self.tokens, self.token_logprobs or (), self.top_logprobs or ())
         return tuple(
-            _logprob(token, value, (top or {}).items())
+            _logprob(_Top(token, value), [_Top(*other) for other in (top or {}).items()])
             for token, value, top in islice(rows, len(self.tokens))
         )
 
 
-def _logprob(
-    token: str, value: float | None, top: Iterable[tuple[str, float | None]]
-) -> TokenLogprob:
+def _logprob(one: _Top, top: Iterable[_Top]) -> TokenLogprob:
     """One token. Nulls and NaN are unknown probabilities."""
-    known = tuple((other, one) for other, one in top if one is not None and one == one)
-    return TokenLogprob(token, value if value == value else None, known, raw=_raw(token))
+    known = [(t, t.logprob) for t in top if t.logprob is not None and t.logprob == t.logprob]
+    raw = [_raw(other) for other, _ in known]
+    return TokenLogprob(
+        one.token,
+        one.logprob if one.logprob == one.logprob else None,
+        tuple((other.token, value) for other, value in known),
+        raw=_raw(one),
+        top_raw=(
+            tuple(
+                other.token.encode() if part is None else part
+                for (other, _), part in zip(known, raw, strict=True)
+            )
+            if any(part is not None for part in raw)
+            else ()
+        ),
+    )
 
 
-def _raw(token: str) -> bytes | None:
-    """The bytes of a token that OpenAI's API names by them: part of a character."""
-    return bytes.fromhex(token[6:].replace("\\x", "")) if _BYTES.fullmatch(token) else None
+def _raw(one: _Top) -> bytes | None:
+    """The bytes of a token that is no text but part of a character: OpenAI's API states them, and
+    names such tokens by them in completions.
+    """
+    if _BYTES.fullmatch(one.token):
+        return bytes.fromhex(one.token[6:].replace("\\x", ""))
+    with contextlib.suppress(TypeError, ValueError):
+        stated = bytes(one.bytes) if isinstance(one.bytes, list) else b""
+        return stated if stated and stated != one.token.encode() else None
+    return None
 
 
 class _Choice(Struct):
