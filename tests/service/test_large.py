@@ -48,6 +48,7 @@ def peak_of_batch(rows, folder):
         return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
 
 
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_lines(tmp_path):
     few, many = peak_of_batch(5_000, tmp_path / "few"), peak_of_batch(50_000, tmp_path / "many")
     print(f"5,000 lines: {few:.0f} MiB, 50,000 lines: {many:.0f} MiB, {many / few:.2f} x")

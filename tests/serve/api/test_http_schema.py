@@ -30,7 +30,7 @@ PLAIN = frozenset(
 def test_no_generated_request_is_a_500(url: str) -> None:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     settings = hypothesis.settings(
-        max_examples=60,
+        max_examples=30,
         derandomize=True,
         database=None,
         deadline=None,
