@@ -15,9 +15,9 @@ from penstock.errors import ConfigError
 Command = Callable[..., Any]
 
 
-MOST_NUMBER = 1e9
+_MOST_NUMBER = 1e9
 """Of what has no bound of its own: times in seconds or days and sizes in MiB stay computable."""
-MOST_WHOLE = 10**15
+_MOST_WHOLE = 10**15
 
 
 class TooLargeError(click.BadParameter):
@@ -34,8 +34,8 @@ class FiniteRange(click.FloatRange):
         number = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail("not a number", param, ctx)
-        if number > MOST_NUMBER:
-            raise TooLargeError(MOST_NUMBER, param, ctx)
+        if number > _MOST_NUMBER:
+            raise TooLargeError(_MOST_NUMBER, param, ctx)
         return number
 
 
@@ -44,8 +44,8 @@ class WholeRange(click.IntRange):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         number = super().convert(value, param, ctx)
-        if number > MOST_WHOLE:
-            raise TooLargeError(MOST_WHOLE, param, ctx)
+        if number > _MOST_WHOLE:
+            raise TooLargeError(_MOST_WHOLE, param, ctx)
         return number
 
 
