@@ -100,7 +100,9 @@ def test_every_peer_has_an_environment_a_program_and_a_place():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("peer", "promises"), [("aiohttp", 2), ("openvino", 5)])
+@pytest.mark.parametrize(
+    ("peer", "promises"), [("aiohttp", 2), pytest.param("openvino", 5, marks=pytest.mark.nightly)]
+)
 def test_a_dry_run(peer, promises):
     before = compare.PAGE.read_text()
     argv = [sys.executable, PEERS / "compare.py", peer, "--dry", "--model", "demo"]

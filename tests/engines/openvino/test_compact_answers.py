@@ -171,6 +171,7 @@ def larger(parts):
     return st.one_of(arrays, objects, unions)
 
 
+@pytest.mark.nightly
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )

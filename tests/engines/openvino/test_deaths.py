@@ -48,7 +48,9 @@ def rows(fatal):
     ]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGSEGV, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGSEGV, pytest.param(signal.SIGKILL, marks=pytest.mark.nightly)]
+)
 async def test_rows_that_kill_cost_themselves_alone(tmp_path, monkeypatch, sent):
     monkeypatch.setattr(Mortal, "sent", sent)
     fatal, output = {3, 40, 41, 79}, tmp_path / "out.jsonl"
