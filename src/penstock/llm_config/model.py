@@ -361,8 +361,8 @@ class LLMConfig(Options, kw_only=True):
             )
 
     def _check_experiments(self) -> None:
-        known = Experiments.__struct_fields__
-        for name, value in self.experimental_configs.items():
+        known, given = Experiments.__struct_fields__, self.experimental_configs
+        for name, value in given.items():
             if name in known or name in NOT_NEEDED or name.endswith(PORT_BASE):
                 continue
             hint = nearest(name, known)
@@ -374,6 +374,10 @@ class LLMConfig(Options, kw_only=True):
                 value=value,
                 hint=hint,
             )
+        wanted = {name: given[name] for name in known if name in given}
+        numbers = parse_options(Experiments, wanted, "experimental_configs")
+        read = {name: getattr(numbers, name) for name in wanted}
+        force_setattr(self, "experimental_configs", {**given, **read})
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> LLMConfig:
@@ -442,36 +446,32 @@ class LLMConfig(Options, kw_only=True):
         """Seconds for which later deltas of a stream are joined. With 0 only deltas that the caller
         has not yet taken are joined.
         """
-        given = self._experiments.stream_batching_interval_ms
-        return (env.stream_interval_ms() if given is None else given) / 1000
+        default = env.stream_interval_ms()
+        return self._experiment("stream_batching_interval_ms", default) / 1000
 
     @property
     def start_timeout_s(self) -> float:
         """Seconds within which the engine must start."""
-        given = self._experiments.start_timeout_s
-        return env.start_timeout_s(DEFAULT_START_TIMEOUT_S) if given is None else given
+        return self._experiment("start_timeout_s", env.start_timeout_s(DEFAULT_START_TIMEOUT_S))
 
     @property
     def prefill_timeout_s(self) -> float:
         """Seconds that the prefill side may take for a prompt; after that this side computes it."""
-        given = self._experiments.prefill_timeout_s
-        return DEFAULT_PREFILL_TIMEOUT_S if given is None else given
+        return self._experiment("prefill_timeout_s", DEFAULT_PREFILL_TIMEOUT_S)
 
     @property
     def prefill_min_tokens(self) -> float:
         """Prompts with fewer tokens are not worth a transfer."""
-        return self._experiments.prefill_min_tokens or 0
+        return self._experiment("prefill_min_tokens", 0)
 
     @property
     def num_ingress_replicas(self) -> int | None:
         """Replicas of the ingress on Ray that this model asks for; the most of all models count."""
-        return self._experiments.num_ingress_replicas or None
+        return int(self._experiment("num_ingress_replicas", 0)) or None
 
-    @property
-    def _experiments(self) -> Experiments:
-        given = self.experimental_configs
-        known = {name: given[name] for name in Experiments.__struct_fields__ if name in given}
-        return parse_options(Experiments, known, "experimental_configs")
+    def _experiment(self, name: str, default: float) -> float:
+        value: float | None = self.experimental_configs.get(name)
+        return default if value is None else value
 
 
 def _check_engine_kwargs(given: Mapping[str, Any]) -> None:
