@@ -145,11 +145,8 @@ def _logprob(one: _Top, top: Iterable[_Top]) -> TokenLogprob:
         tuple((other.token, value) for other, value in known),
         raw=_raw(one),
         top_raw=(
-            tuple(
-                other.token.encode() if part is None else part
-                for (other, _), part in zip(known, raw, strict=True)
-            )
-            if any(part is not None for part in raw)
+            tuple(part or t.token.encode() for (t, _), part in zip(known, raw, strict=True))
+            if any(raw)
             else ()
         ),
     )
