@@ -55,7 +55,9 @@ def adapter_cache_bytes() -> int:
     value = os.environ.get("PENSTOCK_ADAPTER_CACHE_MB") or "10240"
     if not value.isascii() or not value.isdecimal() or len(value) > 12:
         raise ConfigError(
-            f"must be a whole number, not '{value}'", field="PENSTOCK_ADAPTER_CACHE_MB", value=value
+            f"must be a whole number of at most 12 digits, not '{value[:50]}'",
+            field="PENSTOCK_ADAPTER_CACHE_MB",
+            value=value,
         )
     return int(value) << 20
 
