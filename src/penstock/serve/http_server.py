@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
@@ -28,7 +28,9 @@ from penstock.openai.responses import error_body
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.config.settings import Limits
 from penstock.serve.models.handle import ModelHandle
-from penstock.serve.tls import Tls
+
+if TYPE_CHECKING:
+    from penstock.serve.tls import Tls
 
 _log = logging.getLogger("penstock.serve")
 
